@@ -1,0 +1,42 @@
+"""Latent permutations for Pyro: Sinkhorn operators, Gumbel-Sinkhorn laws, guides and handlers."""
+
+from pyro_gs.distributions import constraints
+from pyro_gs.distributions.gumbel_sinkhorn import GumbelSinkhorn
+from pyro_gs.distributions.kl import gumbel_noise_kl, tightened_kl
+from pyro_gs.distributions.uniform_permutation import UniformPermutation
+from pyro_gs.infer.annealing import AnnealedSVI, ConstantSchedule, ExponentialSchedule, LinearSchedule
+from pyro_gs.infer.autoguide import AutoGumbelSinkhorn
+from pyro_gs.infer.handlers import RelaxMessenger, register_relaxation, relax
+from pyro_gs.ops.laplacian import laplacian_logdet, laplacian_solve
+from pyro_gs.ops.matching import matching, to_index, to_matrix
+from pyro_gs.ops.sinkhorn import SinkhornSolution, SinkhornWarning, log_sinkhorn, sinkhorn, solve_sinkhorn
+from pyro_gs.ops.support import SupportWarning
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AnnealedSVI",
+    "AutoGumbelSinkhorn",
+    "ConstantSchedule",
+    "ExponentialSchedule",
+    "GumbelSinkhorn",
+    "LinearSchedule",
+    "RelaxMessenger",
+    "SinkhornSolution",
+    "SinkhornWarning",
+    "SupportWarning",
+    "UniformPermutation",
+    "constraints",
+    "gumbel_noise_kl",
+    "laplacian_logdet",
+    "laplacian_solve",
+    "log_sinkhorn",
+    "matching",
+    "register_relaxation",
+    "relax",
+    "sinkhorn",
+    "solve_sinkhorn",
+    "tightened_kl",
+    "to_index",
+    "to_matrix",
+]

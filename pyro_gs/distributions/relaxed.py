@@ -1,0 +1,134 @@
+"""Relaxed permutations that remember their logarithm.
+
+At low temperature most entries of a relaxed sample are below what floating point can hold, and its density cannot be
+computed from it. So :class:`RelaxedPermutation` is a tensor that carries ``log P`` along: through a trace, through
+replay into another law's ``log_prob``, and through the operations that only move or copy it.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+# Operations that copy, move or select without changing a number: done to the logarithm as well.
+_CARRIED = {
+    "clone", "detach", "contiguous", "expand", "expand_as", "broadcast_to", "to", "double", "float", "cpu", "cuda",
+    "reshape", "view", "unsqueeze", "squeeze", "flatten", "unflatten", "movedim", "index_select", "__getitem__",
+}  # fmt: skip
+
+
+class _Log:
+    """A logarithm, or a function that computes it when it is first needed."""
+
+    def __init__(self, source: Tensor | Callable[[], Tensor]) -> None:
+        self.source = source
+
+    def __call__(self) -> Tensor:
+        if not isinstance(self.source, Tensor):
+            self.source = self.source()
+        return self.source
+
+
+class RelaxedPermutation(Tensor):
+    """A doubly stochastic tensor (..., n, n) with its logarithm.
+
+    Copies, moves, expansions and selections of batch items keep the logarithm; every other operation returns a plain
+    tensor, and an operation in place drops it.
+    """
+
+    _log: _Log | None
+    bound: Callable[[Any], Tensor] | None
+
+    @staticmethod
+    def wrap(
+        p: Tensor, log_p: Tensor | Callable[[], Tensor], bound: Callable[[Any], Tensor] | None = None
+    ) -> RelaxedPermutation:
+        """Attach a logarithm, or a function that computes it when it is first needed.
+
+        Args:
+            p: shape (..., n, n).
+            log_p: its logarithm, float64, or a function of no arguments that returns it.
+            bound: what a guide with a KL objective puts in place of log densities (``infer/objective.py``).
+        """
+        out = p.as_subclass(RelaxedPermutation)
+        out._log = _Log(log_p)
+        out.bound = bound
+        return out
+
+    @property
+    def log_p(self) -> Tensor | None:
+        """The logarithm, float64, or None after an operation in place."""
+        log = self.__dict__.get("_log")
+        return None if log is None else log()
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run ``func`` on plain tensors; carry the logarithm along where that is right."""
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        with torch._C.DisableTorchFunctionSubclass():
+            out = func(*args, **kwargs)
+        source = args[0] if args and isinstance(args[0], RelaxedPermutation) else None
+        if source is None:
+            return out
+        log = source.__dict__.get("_log")
+        if name in ("__setitem__", "__set__") or (name.endswith("_") and not name.endswith("__")):
+            source._log = source.bound = None
+        elif log is not None and name in _CARRIED and isinstance(out, Tensor) and out.shape[-2:] == source.shape[-2:]:
+
+            def moved() -> Tensor:
+                log_p = log()
+                with torch._C.DisableTorchFunctionSubclass():
+                    return func(*tree_map(lambda x: log_p if x is source else x, args), **kwargs).double()
+
+            grads = torch.is_grad_enabled()
+
+            def moved_as_now() -> Tensor:
+                with torch.set_grad_enabled(grads):
+                    return moved()
+
+            return RelaxedPermutation.wrap(out, moved_as_now, source.bound)
+        return out
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
+        """Copy the logarithm too; like every tensor, only without a history."""
+        if id(self) in memo:
+            return memo[id(self)]  # type: ignore[no-any-return]
+        log_p = None if self.log_p is None else copy.deepcopy(self.log_p.detach(), memo)
+        out = _rebuild(copy.deepcopy(plain(self), memo), log_p)
+        memo[id(self)] = out
+        return out
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Pickle with the logarithm, without the functions."""
+        with torch._C.DisableTorchFunctionSubclass():
+            plain = self.as_subclass(Tensor)
+        return (_rebuild, (plain, self.log_p))
+
+
+def _rebuild(p: Tensor, log_p: Tensor | None) -> Tensor:
+    return p if log_p is None else RelaxedPermutation.wrap(p, log_p)
+
+
+def plain(value: Tensor) -> Tensor:
+    """The value without its subclass."""
+    if isinstance(value, RelaxedPermutation):
+        with torch._C.DisableTorchFunctionSubclass():
+            return value.as_subclass(Tensor)
+    return value
+
+
+def log_of(value: Tensor) -> Tensor:
+    """``log(value)`` in float64: the one that travelled with it, else computed."""
+    if isinstance(value, RelaxedPermutation):
+        log_p = value.log_p
+        if log_p is not None and (log_p.requires_grad or not value.requires_grad):
+            return log_p
+    return plain(value).double().log()

@@ -1,0 +1,252 @@
+"""An automatic guide over latent permutations."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from operator import attrgetter
+from typing import Any
+
+import pyro
+import pyro.poutine as poutine
+import torch
+from pyro.distributions import constraints as pyro_constraints
+from pyro.infer.autoguide import AutoGuide
+from pyro.infer.autoguide.utils import deep_setattr
+from pyro.nn import PyroModule, PyroParam
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.subsample_messenger import _Subsample
+from torch import Tensor
+
+from pyro_gs.distributions.gumbel import gumbel_noise
+from pyro_gs.infer.handlers import Temperature, is_permutation_law, name_sites, unwrap
+from pyro_gs.infer.objective import GuideGumbelSinkhorn, Objective, check_objective
+from pyro_gs.ops.matching import matching
+from pyro_gs.ops.sinkhorn import check_temperature
+
+
+class AutoGumbelSinkhorn(AutoGuide):
+    """Guide whose permutation sites are independent Gumbel-Sinkhorn laws with free logits.
+
+    Sites are those whose law has permutation matrices or doubly stochastic matrices as support. Give it the plain model
+    or the relaxed one, and give ``SVI`` the relaxed one::
+
+        guide = AutoGumbelSinkhorn(model)
+        svi = SVI(relax(model), guide, Adam({"lr": 0.1}), Trace_ELBO())
+
+    Pairs that a site's prior forbids are forbidden in the guide. Other latent variables need a guide of their own,
+    joined by ``AutoGuideList``::
+
+        guide = AutoGuideList(model)
+        guide.append(AutoGumbelSinkhorn(poutine.block(model, expose=["P"])))
+        guide.append(AutoNormal(poutine.block(model, hide=["P"])))
+
+    Args:
+        model: a Pyro model.
+        temperature: of the guide's laws: a positive number, a tensor that broadcasts with the sites' batch shapes, or
+            a function of no arguments; it can be set anew at any time, as ``infer/annealing.py`` does.
+        init_scale: standard deviation of the initial logits around zero.
+        objective: ``"density"`` (true relaxed densities), ``"tightened_kl"`` or ``"noise_kl"`` (the paper's); see
+            ``infer/objective.py`` for what each bounds.
+        num_particles: importance sample of the guide's density, 0 for Laplace.
+        create_plates: as in Pyro's ``AutoGuide``.
+
+    Raises:
+        ValueError: a bad ``temperature``, ``init_scale`` or ``objective``; at the first call, a model without a
+            permutation site, or with other latent sites (the message names them).
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        temperature: Temperature | Callable[[], Temperature] = 1.0,
+        init_scale: float = 0.01,
+        objective: Objective = "density",
+        num_particles: int = 0,
+        *,
+        create_plates: Callable[..., Any] | None = None,
+    ) -> None:
+        if isinstance(init_scale, bool) or not isinstance(init_scale, (int, float)) or not 0 <= init_scale < float("inf"):
+            raise ValueError(f"init_scale must be a finite number of at least 0, but is {init_scale!r}")
+        check_objective(objective)
+        super().__init__(model, create_plates=create_plates)
+        self.temperature = temperature
+        self.objective: Objective = objective
+        self.num_particles = num_particles
+        self._init_scale = float(init_scale)
+
+    @property
+    def temperature(self) -> Temperature | Callable[[], Temperature]:
+        """Temperature of the guide's laws, as it was set."""
+        return self._temperature
+
+    @temperature.setter
+    def temperature(self, value: Temperature | Callable[[], Temperature]) -> None:
+        check_temperature(value() if callable(value) else value)
+        self._temperature = value
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "temperature":  # PyroModule's __setattr__ would pass the property by for tensors
+            AutoGumbelSinkhorn.temperature.fset(self, value)  # type: ignore[attr-defined]
+        elif name == "_temperature":
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
+    def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
+        super()._setup_prototype(*args, **kwargs)
+        sites = dict(self.prototype_trace.iter_stochastic_nodes())
+        others = [name for name, site in sites.items() if not is_permutation_law(site["fn"])]
+        if others:
+            self.prototype_trace = None
+            keep = [name for name in sites if name not in others]
+            raise ValueError(
+                f"AutoGumbelSinkhorn handles permutation sites only, but the model has the latent sites {name_sites(others)} "
+                f"too; use AutoGuideList with AutoGumbelSinkhorn(poutine.block(model, expose={keep!r})) and, for example, "
+                f"AutoNormal(poutine.block(model, hide={keep!r}))"
+            )
+        if not sites:
+            self.prototype_trace = None
+            raise ValueError(
+                "AutoGumbelSinkhorn found no latent permutation site in the model; sample one, for example "
+                "P = pyro.sample('P', pyro_gs.UniformPermutation(n))"
+            )
+        self.free_logits = PyroModule()
+        self._allowed: dict[str, Tensor | None] = {}
+        for name, site in sites.items():
+            allowed = self._full_mask(name, site, args, kwargs)
+            like = site["value"]
+            dtype = like.dtype if like.is_floating_point() else torch.get_default_dtype()
+            init = self._init_scale * torch.randn(allowed.shape, dtype=dtype, device=like.device)
+            deep_setattr(self.free_logits, name, PyroParam(init, pyro_constraints.real, 2))
+            self._allowed[name] = None if bool(allowed.all()) else allowed
+
+    def _full_mask(self, name: str, site: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        """The allowed pairs of a site at the full size of its plates."""
+        value, frames = site["value"], site["cond_indep_stack"]
+        shape = list(value.shape)
+        partial = [f for f in frames if (f.full_size or f.size) != f.size]
+        for frame in partial:
+            shape[frame.dim - 2] = frame.full_size
+        allowed = torch.ones(shape, dtype=torch.bool, device=value.device)
+        found = _allowed(site["fn"]).expand(value.shape)
+        if not partial:
+            return found.clone()
+        if bool(found.all()):
+            return allowed
+        # The prior's mask may differ between the items of a subsampled plate: visit them all, block by block.
+        blocks = [
+            [(torch.arange(f.size) + start).remainder(f.full_size) for start in range(0, f.full_size, f.size)] for f in partial
+        ]
+        for indices in itertools.product(*blocks):
+            chosen = {frame.name: index for frame, index in zip(partial, indices, strict=True)}
+            with poutine.block(), _ChooseSubsample(chosen):
+                trace = poutine.trace(self.model).get_trace(*args, **kwargs)
+            target: list[Any] = [slice(None)] * len(shape)
+            grid = torch.meshgrid(*indices, indexing="ij")
+            for frame, index in zip(partial, grid, strict=True):
+                target[frame.dim - 2] = index
+            mask = _allowed(trace.nodes[name]["fn"]).expand(value.shape)
+            if len(partial) == 1:
+                allowed.index_copy_(partial[0].dim - 2, indices[0].to(value.device), mask)
+            else:
+                raise NotImplementedError(
+                    f"site '{name}' has forbidden pairs in several subsampled plates "
+                    f"({name_sites([f.name for f in partial])}); subsample one of them only"
+                )
+        return allowed
+
+    def _named(self, name: str) -> Tensor:
+        free: Tensor = attrgetter(name)(self.free_logits)
+        return free
+
+    def _masked(self, name: str, free: Tensor) -> Tensor:
+        allowed = self._allowed[name]
+        if allowed is None:
+            return free
+        if allowed.shape != free.shape:
+            allowed = pyro.subsample(allowed, event_dim=2)
+        return torch.where(allowed, free, -torch.inf)
+
+    def _require_setup(self) -> None:
+        if self.prototype_trace is None:
+            raise RuntimeError("AutoGumbelSinkhorn has not seen the model's arguments yet; call guide(*args) or SVI.step first")
+
+    def _sites(self) -> Iterator[tuple[str, Any]]:
+        self._require_setup()
+        yield from self.prototype_trace.iter_stochastic_nodes()
+
+    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Sample every permutation site; a dict of relaxed permutations by site name."""
+        if self.prototype_trace is None:
+            self._setup_prototype(*args, **kwargs)
+        plates = self._create_plates(*args, **kwargs)
+        temperature = self._temperature() if callable(self._temperature) else self._temperature
+        result = {}
+        for name, site in self.prototype_trace.iter_stochastic_nodes():
+            with ExitStack() as stack:
+                for frame in site["cond_indep_stack"]:
+                    stack.enter_context(plates[frame.name])
+                logits = self._masked(name, self._named(name))
+                law = GuideGumbelSinkhorn(self.objective, temperature, logits, self.num_particles)
+                extra = site["fn"].event_dim - 2
+                result[name] = pyro.sample(name, law.to_event(extra) if extra > 0 else law)
+        return result
+
+    def logits(self, name: str) -> Tensor:
+        """Logits of a site's law at the full size of its plates, shape (..., n, n), ``-inf`` where forbidden.
+
+        Raises:
+            RuntimeError: the guide has not been called yet.
+            KeyError: no such site.
+        """
+        names = [site for site, _ in self._sites()]
+        if name not in names:
+            raise KeyError(f"no permutation site '{name}' in this guide; it has {name_sites(names)}")
+        free = self._named(name)
+        allowed = self._allowed[name]
+        return free if allowed is None else torch.where(allowed, free, -torch.inf)
+
+    @torch.no_grad()
+    def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """The matching of each site's logits, a dict of permutation matrices (..., n, n)."""
+        if self.prototype_trace is None:
+            self._setup_prototype(*args, **kwargs)
+        return {name: matching(self.logits(name)) for name, _ in self._sites()}
+
+    @torch.no_grad()
+    def hard_sample(self, sample_shape: Any = ()) -> dict[str, Tensor]:
+        """Draws of ``M(X + eps)``, the zero-temperature limit, a dict of sample_shape + (..., n, n) matrices.
+
+        Raises:
+            RuntimeError: the guide has not been called yet.
+        """
+        out = {}
+        for name, _ in self._sites():
+            logits = self.logits(name)
+            shape = torch.Size(sample_shape) + logits.shape
+            out[name] = matching(logits.double() + gumbel_noise(shape, logits)).to(logits.dtype)
+        return out
+
+
+def _allowed(fn: Any) -> Tensor:
+    """Allowed pairs of a permutation law, broadcast to its batch shape by the caller."""
+    law = unwrap(fn)
+    allowed = law.support.allowed
+    if allowed is None:
+        n = law.event_shape[-1]
+        return torch.ones(n, n, dtype=torch.bool)
+    return allowed  # type: ignore[no-any-return]
+
+
+class _ChooseSubsample(Messenger):
+    """Sets the indices of subsampled plates."""
+
+    def __init__(self, chosen: dict[str, Tensor]) -> None:
+        super().__init__()
+        self.chosen = chosen
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if isinstance(msg["fn"], _Subsample) and msg["name"] in self.chosen:
+            msg["value"] = self.chosen[msg["name"]]

@@ -1,0 +1,155 @@
+"""``relax``: the same model with its permutation sites relaxed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions.torch_distribution import ExpandedDistribution
+from pyro.poutine.condition_messenger import ConditionMessenger
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.runtime import _PYRO_STACK
+from torch import Tensor
+from torch.distributions import Independent
+
+from pyro_gs.distributions import constraints
+from pyro_gs.distributions.gumbel_sinkhorn import GumbelSinkhorn
+from pyro_gs.distributions.uniform_permutation import UniformPermutation
+from pyro_gs.ops.sinkhorn import check_temperature
+
+Temperature = float | Tensor
+Relaxation = Callable[[Any, Temperature], GumbelSinkhorn]
+_RELAXATIONS: dict[type, Relaxation] = {}
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def register_relaxation(law: type) -> Callable[[Relaxation], Relaxation]:
+    """Decorator that tells :func:`relax` what becomes of a law over permutation matrices.
+
+    Args:
+        law: the class of the discrete law; its subclasses follow unless registered themselves.
+
+    Example:
+        >>> @register_relaxation(UniformPermutation)
+        ... def relax_uniform(law, temperature):
+        ...     logits = torch.zeros(law.allowed.shape).masked_fill(~law.allowed, -torch.inf)
+        ...     return GumbelSinkhorn(temperature, logits)
+    """
+
+    def decorate(relaxation: Relaxation) -> Relaxation:
+        _RELAXATIONS[law] = relaxation
+        return relaxation
+
+    return decorate
+
+
+@register_relaxation(UniformPermutation)
+def _relax_uniform(law: UniformPermutation, temperature: Temperature) -> GumbelSinkhorn:
+    logits = torch.zeros(law.allowed.shape, device=law.allowed.device)
+    return GumbelSinkhorn(
+        temperature, logits.masked_fill(~law.allowed, -torch.inf), validate_args=law._validate_args
+    )
+
+
+def is_permutation_law(fn: Any) -> bool:
+    """Whether a distribution's support is a permutation matrix, hard or relaxed."""
+    support = fn.support
+    while isinstance(support, torch.distributions.constraints.independent):
+        support = support.base_constraint
+    return isinstance(support, (constraints.Permutation, constraints.DoublyStochastic))
+
+
+def unwrap(fn: Any) -> Any:
+    """The law inside ``Masked``, ``Independent`` and ``Expanded`` distributions."""
+    while isinstance(fn, (dist.MaskedDistribution, Independent, ExpandedDistribution)):
+        fn = fn.base_dist
+    return fn
+
+
+def _rewrap(fn: Any, relaxed: Callable[[Any], Any]) -> Any:
+    if isinstance(fn, dist.MaskedDistribution):
+        return _rewrap(fn.base_dist, relaxed).mask(fn._mask)
+    if isinstance(fn, Independent):
+        return _rewrap(fn.base_dist, relaxed).to_event(fn.reinterpreted_batch_ndims)
+    if isinstance(fn, ExpandedDistribution):
+        return _rewrap(fn.base_dist, relaxed).expand(fn.batch_shape)
+    return relaxed(fn)
+
+
+def _read(temperature: Temperature | Callable[[], Temperature]) -> Temperature:
+    return temperature() if callable(temperature) else temperature
+
+
+class RelaxMessenger(Messenger):
+    """Effect handler behind :func:`relax`; also a context manager."""
+
+    def __init__(self, temperature: Temperature | Callable[[], Temperature] = 1.0) -> None:
+        super().__init__()
+        check_temperature(_read(temperature))
+        self.temperature = temperature
+
+    def _pyro_sample(self, msg: Any) -> None:
+        law = unwrap(msg["fn"])
+        if not isinstance(getattr(law, "support", None), constraints.Permutation):
+            return
+        name = msg["name"]
+        if msg["is_observed"] or any(isinstance(m, ConditionMessenger) and name in m.data for m in _PYRO_STACK):
+            return  # an observed permutation is no latent variable: it keeps its law
+        relaxation = next((_RELAXATIONS[kind] for kind in type(law).__mro__ if kind in _RELAXATIONS), None)
+        if relaxation is None:
+            known = ", ".join(sorted(kind.__name__ for kind in _RELAXATIONS))
+            raise NotImplementedError(
+                f"relax knows no relaxation of {type(law).__name__} at site '{name}', only of {known}; register one with "
+                f"@pyro_gs.register_relaxation({type(law).__name__}), or write a GumbelSinkhorn into the model"
+            )
+        temperature = _read(self.temperature)
+        check_temperature(temperature)
+        msg["fn"] = _rewrap(msg["fn"], lambda base: relaxation(base, temperature))
+
+
+def relax(
+    model: Callable[..., Any] | None = None, temperature: Temperature | Callable[[], Temperature] = 1.0
+) -> Any:
+    r"""The model with its permutation sites relaxed to Gumbel-Sinkhorn laws.
+
+    ``UniformPermutation(n, allowed)`` becomes ``GumbelSinkhorn(temperature, X)`` with ``X`` zero where allowed and
+    ``-inf`` elsewhere; other laws as :func:`register_relaxation` says. Wrappers (``mask``, ``to_event``, ``expand``,
+    plates) are kept. Observed sites, and ``GumbelSinkhorn`` priors written into the model, stay as they are.
+
+    The relaxed prior is an approximation: as the temperature falls it tends to ``M(eps)``, which is uniform only where
+    nothing is forbidden.
+
+    Args:
+        model: a Pyro model; without it a context manager is returned.
+        temperature: of the relaxed priors: positive, a number, a tensor that broadcasts with the sites' batch
+            shapes, or a function of no arguments that is read at every call.
+
+    Returns:
+        A callable with the model's signature.
+
+    Raises:
+        ValueError: ``temperature`` is not positive and finite.
+        NotImplementedError: at a call, a site's law has no registered relaxation.
+
+    Example:
+        >>> def model():
+        ...     return pyro.sample("P", UniformPermutation(3))
+        >>> P = relax(model, temperature=0.5)()
+        >>> P.sum(-1)
+        tensor([1., 1., 1.])
+    """
+    if model is not None and not callable(model):
+        raise TypeError(f"model must be callable, but is {type(model).__name__}; for a context use relax(temperature=...)")
+    messenger = RelaxMessenger(temperature)
+    return messenger if model is None else messenger(model)
+
+
+def name_sites(names: list[str]) -> str:
+    """Site names for a message."""
+    return ", ".join(f"'{name}'" for name in names)
+
+
+

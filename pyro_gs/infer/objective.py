@@ -1,0 +1,88 @@
+r"""What stands beside the likelihood in the objective of a guide over relaxed permutations.
+
+| name | term | what the ELBO then bounds |
+| --- | --- | --- |
+| ``"density"`` | ``log p(P) - log q(P)``, true relaxed densities | the evidence of the relaxed model |
+| ``"tightened_kl"`` | minus the noise KL, minimised over the gauge | with the likelihood at hard permutations: the evidence under the prior ``M(X_0 + eps)`` |
+| ``"noise_kl"`` | minus the KL of the Gumbel noise, as in the paper | the same, less tightly |
+
+The choice holds under every ELBO class: the guide's law carries it, its values take it to the model's prior, and the
+KL that ``TraceMeanField_ELBO`` looks up obeys it too.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.distributions import register_kl
+
+from pyro_gs.distributions.gumbel_sinkhorn import GumbelSinkhorn
+from pyro_gs.distributions.kl import gumbel_noise_kl, tightened_kl
+from pyro_gs.distributions.relaxed import RelaxedPermutation
+
+Objective = Literal["density", "tightened_kl", "noise_kl"]
+OBJECTIVES: tuple[Objective, ...] = ("density", "tightened_kl", "noise_kl")
+
+
+def check_objective(objective: str) -> None:
+    """Raise unless ``objective`` is one of :data:`OBJECTIVES`."""
+    if objective not in OBJECTIVES:
+        raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)}, but is {objective!r}")
+
+
+class GuideGumbelSinkhorn(GumbelSinkhorn):
+    """A Gumbel-Sinkhorn law in a guide, with the objective that it takes part in.
+
+    With a KL objective its own ``log_prob`` of its own values is zero, and the prior's is minus the KL: their
+    difference is what an ELBO needs, whichever class computes it.
+
+    Args:
+        objective: one of ``"density"``, ``"tightened_kl"``, ``"noise_kl"``.
+        temperature: as in :class:`GumbelSinkhorn`.
+        logits: as in :class:`GumbelSinkhorn`.
+        num_particles: as in :class:`GumbelSinkhorn`.
+        validate_args: as in :class:`GumbelSinkhorn`.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        temperature: float | Tensor,
+        logits: Tensor,
+        num_particles: int = 0,
+        validate_args: bool | None = None,
+    ) -> None:
+        check_objective(objective)
+        self.objective = objective
+        super().__init__(temperature, logits, num_particles, validate_args)
+
+    def expand(self, batch_shape: torch.Size, _instance: GumbelSinkhorn | None = None) -> GuideGumbelSinkhorn:
+        """The same law with a larger batch shape."""
+        new = self._get_checked_instance(GuideGumbelSinkhorn, _instance)
+        new.objective = self.objective
+        super().expand(batch_shape, _instance=new)
+        return new
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        """As :meth:`GumbelSinkhorn.rsample`; the values know the objective."""
+        value = super().rsample(sample_shape)
+        if self.objective != "density" and isinstance(value, RelaxedPermutation):
+            value.bound = functools.partial(self._bound, self, value.shape[:-2])
+        return value
+
+    @staticmethod
+    def _bound(q: GuideGumbelSinkhorn, batch: torch.Size, p: GumbelSinkhorn) -> Tensor:
+        if p is q:
+            return torch.zeros(batch, dtype=q.logits.dtype, device=q.logits.device)
+        kl = tightened_kl if q.objective == "tightened_kl" else gumbel_noise_kl
+        return kl(q, p).expand(torch.broadcast_shapes(batch, p.batch_shape))
+
+
+@register_kl(GuideGumbelSinkhorn, GumbelSinkhorn)
+def _guide_kl(q: GuideGumbelSinkhorn, p: GumbelSinkhorn) -> Tensor:
+    if q.objective == "density":
+        raise NotImplementedError("the true KL has no closed form: sampled log densities take its place")
+    return q._bound(q, q.batch_shape, p)

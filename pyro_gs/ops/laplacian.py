@@ -1,0 +1,385 @@
+r"""The graph Laplacian behind every Sinkhorn matrix: its determinant and its solves, without cancellation.
+
+For ``P`` with row sums ``r`` and column sums ``c`` the matrix ``diag(c) - P^T diag(1/r) P`` is the Laplacian of a
+graph on the columns with weights ``W = P^T diag(1/r) P``. It is the Hessian of the Sinkhorn dual, the matrix of the
+implicit gradient, and, grounded at one column of every component, the determinant in the density
+(``I - P'^T P'``, where a prime drops a column; by the matrix-tree theorem it does not matter which).
+
+Near a permutation the weights span hundreds of orders of magnitude, and a Cholesky factorization of the assembled
+matrix subtracts nearly equal numbers. Nothing is subtracted here: the diagonal is a sum of weights, and elimination is
+the star-mesh transform (Grassmann, Taksar and Heyman 1985). Right-hand sides are given as antisymmetric flows ``F``
+(node ``j`` receives ``sum_k F_jk``) and eliminated as potential drops ``F / W``, so that a flow between two tight
+clusters is not drowned by rounding inside them. Where weights would underflow, their logarithms are eliminated.
+Cholesky is used for the items whose pivots show that subtraction cannot have cost more than a few digits.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_gs.ops.logits import check_floating, check_square
+from pyro_gs.ops.support import Support, find_support
+
+# A pivot above this share of its diagonal has lost at most five of sixteen digits to subtraction.
+_TRUSTED_PIVOT = 1e-5
+# A pivot below this cannot be told from an underflow.
+_TINY = 1e-280
+
+
+class Elimination:
+    """Star-mesh elimination of a batch of graphs, from the last node to the first.
+
+    Args:
+        weights: symmetric weights (b, n, n), the diagonal ignored; their logarithms if ``log``.
+        grounded: bool (b, n), the first node of every component.
+        drops: antisymmetric potential drops (b, n, n), flow over weight; or None.
+        right: what every node receives from outside (b, n); or None.
+        log: whether ``weights`` are logarithms.
+
+    Attributes:
+        log_pivots: (b, n), zero at the grounded nodes.
+        share: (b, n, n), ``share[k, j]`` is the weight of the tie from ``k`` to ``j < k`` over all such ties.
+        failed: bool (b,), an ungrounded node was left without a tie that floating point can hold.
+    """
+
+    def __init__(
+        self,
+        weights: Tensor,
+        grounded: Tensor,
+        drops: Tensor | None = None,
+        right: Tensor | None = None,
+        *,
+        log: bool = False,
+    ) -> None:
+        size, n = weights.shape[0], weights.shape[-1]
+        zero = -torch.inf if log else 0.0
+        w = weights.clone()
+        w.diagonal(0, -2, -1).fill_(zero)
+        rho = None if drops is None else drops.clone()
+        received = None if right is None else right.clone()
+        self.grounded = grounded
+        self.share = torch.zeros_like(w)
+        self.source = w.new_zeros(size, n)
+        self.log_pivots = w.new_zeros(size, n)
+        self.failed = torch.zeros(size, dtype=torch.bool, device=w.device)
+        for k in range(n - 1, 0, -1):
+            row, ground = w[:, k, :k], grounded[:, k]
+            if log:
+                pivot = torch.logsumexp(row, -1).masked_fill(ground, 0.0)
+                self.failed |= pivot == -torch.inf
+                self.log_pivots[:, k] = pivot
+                share = (row - pivot[:, None]).exp()
+                mesh = row[:, :, None] + (row - pivot[:, None])[:, None, :]
+                new = torch.logaddexp(w[:, :k, :k], mesh)
+            else:
+                pivot = row.sum(-1).masked_fill(ground, 1.0)
+                self.failed |= pivot < _TINY
+                self.log_pivots[:, k] = pivot.log()
+                share = row / pivot[:, None]
+                mesh = row[:, :, None] * share[:, None, :]
+                new = w[:, :k, :k] + mesh
+            share = share.masked_fill(ground[:, None], 0.0)
+            new.diagonal(0, -2, -1).fill_(zero)
+            self.share[:, k, :k] = share
+            if received is not None:
+                self.source[:, k] = received[:, k] * (-self.log_pivots[:, k]).exp()
+                received[:, :k] += share * received[:, k, None]
+            if rho is not None:
+                # A new tie i-j in parallel to the path i-k-j carries the average of their drops.
+                own, old = rho[:, k, :k], rho[:, :k, :k]
+                mix = (mesh - new.clamp(min=-1e300)).exp() if log else mesh / new.clamp(min=1e-300)
+                mix.diagonal(0, -2, -1).zero_()
+                self.source[:, k] += (share * own).sum(-1)
+                old += mix * (own[:, None, :] - own[:, :, None] - old)
+            w[:, :k, :k] = new
+
+    def potentials(self) -> Tensor:
+        """Solution (b, n) of ``L x = sum_k W_jk drop_jk`` that is zero at the grounded nodes."""
+        x = torch.zeros_like(self.source)
+        for k in range(1, x.shape[-1]):
+            x[:, k] = self.source[:, k] + (self.share[:, k, :k] * x[:, :k]).sum(-1)
+        return x
+
+    def resistances(self) -> Tensor:
+        """Effective resistances (b, n, n), the gradient of the log-determinant in the weights of the ties.
+
+        Zero between components. Overflow is cut at the largest floating number.
+        """
+        out = torch.zeros_like(self.share)
+        inverse = (-self.log_pivots).exp().masked_fill(self.grounded, 0.0).clamp(max=1e290)
+        for k in range(1, out.shape[-1]):
+            share = self.share[:, k, :k]
+            far = (out[:, :k, :k] @ share[:, :, None])[..., 0]
+            row = inverse[:, k, None] + far - 0.5 * (share * far).sum(-1, keepdim=True)
+            out[:, k, :k] = row
+            out[:, :k, k] = row
+        return out
+
+
+def assemble(weights: Tensor, grounded: Tensor, damping: Tensor | None = None) -> Tensor:
+    """Laplacian (b, n, n) of weights; the rows and columns of grounded nodes are those of the identity.
+
+    With ``damping`` (b,) no node is grounded, and that much is added to the diagonal.
+    """
+    lap = -weights
+    diagonal = lap.diagonal(0, -2, -1)
+    diagonal.zero_()
+    diagonal.copy_(-lap.sum(-1))
+    if damping is not None:
+        diagonal.add_(damping[:, None])
+        return lap
+    lap.masked_fill_(grounded[..., :, None] | grounded[..., None, :], 0.0)
+    lap.diagonal(0, -2, -1).masked_fill_(grounded, 1.0)
+    return lap
+
+
+def trusted_cholesky(weights: Tensor, grounded: Tensor) -> tuple[Tensor, Tensor]:
+    """Cholesky factors (b, n, n) of grounded Laplacians, and which of them (b,) are accurate.
+
+    An inaccurate factor is replaced by the identity.
+    """
+    lap = assemble(weights, grounded)
+    factor, info = torch.linalg.cholesky_ex(lap)
+    pivots = factor.diagonal(0, -2, -1).square()
+    good = (info == 0) & (pivots > _TRUSTED_PIVOT * lap.diagonal(0, -2, -1)).all(-1)
+    if not bool(good.all()):
+        eye = torch.eye(lap.shape[-1], dtype=lap.dtype, device=lap.device)
+        factor = torch.where(good[:, None, None], factor, eye)
+    return factor, good
+
+
+def grounded_nodes(support: Support, like: Tensor) -> Tensor:
+    """Bool (..., n): the first column of every component."""
+    if support.grounded is not None:
+        return support.grounded
+    out = torch.zeros(like.shape[:-1], dtype=torch.bool, device=like.device)
+    out[..., 0] = True
+    return out
+
+
+def tie_weights(log_p: Tensor) -> Tensor:
+    """Weights ``P^T P`` of the ties between columns, (..., n, n)."""
+    p = log_p.exp()
+    return p.mT @ p
+
+
+def log_tie_weights(log_p: Tensor) -> Tensor:
+    """Logarithms of :func:`tie_weights`, for ties that underflow; one column at a time to bound memory."""
+    return torch.stack([torch.logsumexp(log_p[..., j, None] + log_p, -2) for j in range(log_p.shape[-1])], -2)
+
+
+class _Plan:
+    """How the Laplacians of a flat batch were factored: Cholesky, elimination, or not in ordinary numbers."""
+
+    def __init__(self, log_p: Tensor, grounded: Tensor) -> None:
+        weights = tie_weights(log_p)
+        self.grounded = grounded
+        self.factor, self.good = trusted_cholesky(weights, grounded)
+        self.logdet = 2 * self.factor.diagonal(0, -2, -1).log().sum(-1)
+        self.elimination: Elimination | None = None
+        self.deep = torch.zeros_like(self.good)
+        if not bool(self.good.all()):
+            bad = ~self.good
+            self.elimination = Elimination(weights[bad], grounded[bad])
+            self.logdet[bad] = self.elimination.log_pivots.sum(-1)
+            self.deep[bad] = self.elimination.failed
+
+    def resistances(self) -> Tensor:
+        """Effective resistances (b, n, n), without gradients."""
+        out = resistances_of(torch.cholesky_inverse(self.factor), self.grounded)
+        if self.elimination is not None:
+            out[~self.good] = self.elimination.resistances()
+        return out
+
+
+def resistances_of(inverse: Tensor, grounded: Tensor) -> Tensor:
+    """Effective resistances (b, n, n) from the inverse of a grounded Laplacian."""
+    inverse = inverse.masked_fill(grounded[..., :, None] | grounded[..., None, :], 0.0)
+    diagonal = inverse.diagonal(0, -2, -1)
+    return diagonal[..., :, None] + diagonal[..., None, :] - 2 * inverse
+
+
+class _Logdet(torch.autograd.Function):
+    """Log-determinants (b,) of grounded Laplacians from ``log P`` (b, n, n) and its plan."""
+
+    @staticmethod
+    def forward(ctx: Any, log_p: Tensor, plan: _Plan) -> Tensor:
+        ctx.save_for_backward(log_p)
+        ctx.plan = plan
+        return plan.logdet.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (log_p,) = ctx.saved_tensors
+        p = log_p.exp()
+        if torch.is_grad_enabled():  # a second derivative is wanted
+            inverse = torch.linalg.inv(_differentiable_laplacian(p, ctx.plan.grounded))
+            resistance = resistances_of(inverse, ctx.plan.grounded)
+        else:
+            resistance = ctx.plan.resistances()
+        return grad[:, None, None] * p * (p @ resistance), None
+
+
+def _differentiable_laplacian(p: Tensor, grounded: Tensor) -> Tensor:
+    eye = torch.eye(p.shape[-1], dtype=p.dtype, device=p.device)
+    weights = (p.mT @ p) * (1 - eye)
+    lap = torch.diag_embed(weights.sum(-1)) - weights
+    ground = grounded[..., :, None] | grounded[..., None, :]
+    return lap.masked_fill(ground, 0.0) + torch.diag_embed(grounded.to(p.dtype))
+
+
+def _log_logdet(log_w: Tensor, grounded: Tensor) -> Tensor:
+    """Log-determinant (b,) from log weights by operations that autograd can follow."""
+    n = log_w.shape[-1]
+    off = torch.eye(n, dtype=torch.bool, device=log_w.device)
+    lowest = -1e300
+    w = log_w.clamp(min=lowest).masked_fill(off, lowest)
+    total = log_w.new_zeros(log_w.shape[0])
+    for k in range(n - 1, 0, -1):
+        row = w[:, k, :k]
+        pivot = torch.logsumexp(row, -1).masked_fill(grounded[:, k], 0.0)
+        total = total + pivot
+        mesh = (row[:, :, None] + (row - pivot[:, None])[:, None, :]).clamp(min=lowest)
+        w = torch.logaddexp(w[:, :k, :k], mesh).masked_fill(off[:k, :k], lowest)
+    return total
+
+
+def component_logdet(log_p: Tensor, support: Support) -> Tensor:
+    """Log-determinant of the Laplacian with weights ``P^T P``, grounded in every component of ``support``.
+
+    Args:
+        log_p: float64, (..., n, n), -inf where forbidden. For row sums ``r`` other than one pass
+            ``log P - log(r) / 2``.
+        support: of the same shape.
+
+    Returns:
+        Tensor of shape (...), differentiable in ``log_p``.
+    """
+    n = log_p.shape[-1]
+    if n == 1:
+        return torch.zeros_like(log_p[..., 0, 0])
+    flat = log_p.reshape(-1, n, n)
+    grounded = grounded_nodes(support, log_p).reshape(-1, n)
+    with torch.no_grad():
+        plan = _Plan(flat.detach(), grounded)
+    out: Tensor = _Logdet.apply(flat, plan)
+    if bool(plan.deep.any()):
+        items = plan.deep.nonzero()[:, 0]
+        low = _log_logdet(log_tie_weights(flat[items].clamp(min=-1e300)), grounded[items])
+        out = torch.where(plan.deep, out.detach(), out).index_put((items,), low)
+    return out.reshape(log_p.shape[:-2])
+
+
+def solve_laplacian(
+    p: Tensor, log_p: Tensor, grounded: Tensor, flow: Tensor | None = None, right: Tensor | None = None
+) -> Tensor:
+    """Solve ``L x = right + sum_k F_jk`` for a flat batch, ``x`` zero at the grounded nodes.
+
+    Args:
+        p: (b, n, n), the ties are ``P^T P``.
+        log_p: its logarithm, -inf where forbidden; used where ties underflow.
+        grounded: bool (b, n).
+        flow: antisymmetric flows (b, n, n).
+        right: (b, n).
+
+    Returns:
+        Tensor of shape (b, n); no gradient.
+    """
+    weights = p.mT @ p
+    factor, good = trusted_cholesky(weights, grounded)
+    total = 0.0 if flow is None else flow.sum(-1)
+    total = total if right is None else total + right
+    assert isinstance(total, Tensor)
+    out = torch.cholesky_solve(total.masked_fill(grounded, 0.0)[..., None], factor)[..., 0]
+    if not bool(good.all()):
+        bad = ~good
+        w, ground, given = weights[bad], grounded[bad], None if right is None else right[bad]
+        drops = None if flow is None else torch.where(w > _TINY, flow[bad] / w.clamp(min=_TINY), 0.0)
+        found = Elimination(w, ground, drops, given)
+        x = found.potentials()
+        low = found.failed
+        if bool(low.any()):
+            parts = [None if part is None else part[low] for part in (drops, given)]
+            x[low] = Elimination(log_tie_weights(log_p[bad][low]), ground[low], *parts, log=True).potentials()
+        out[bad] = x
+    return out
+
+
+class LaplacianSolve(torch.autograd.Function):
+    """:func:`solve_laplacian` with gradients in ``p``, ``flow`` and ``right``, itself differentiable."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, p: Tensor, log_p: Tensor, grounded: Tensor, flow: Tensor | None, right: Tensor | None
+    ) -> Tensor:
+        x = solve_laplacian(p, log_p, grounded, flow, right)
+        ctx.save_for_backward(p, x)
+        ctx.log_p, ctx.grounded = log_p.detach(), grounded
+        ctx.kinds = (flow is not None, right is not None)
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, Tensor | None, Tensor | None]:
+        p, x = ctx.saved_tensors
+        y = LaplacianSolve.apply(p, ctx.log_p, ctx.grounded, None, grad.masked_fill(ctx.grounded, 0.0))
+        # -y' dL x with (L x)_j = sum_k W_jk (x_j - x_k) and W = P'P.
+        py, px, pxy = (p @ column[..., None] for column in (y, x, x * y))
+        row, a, b = p.sum(-1, keepdim=True), x[..., None, :], y[..., None, :]
+        by_p = a * py + b * px - pxy - row * a * b
+        by_flow = y[..., :, None].expand_as(p) if ctx.kinds[0] else None
+        return by_p, None, None, by_flow, y if ctx.kinds[1] else None
+
+
+def laplacian_logdet(log_p: Tensor) -> Tensor:
+    r"""``logdet(I - P'^T P')`` of doubly stochastic matrices, accurate arbitrarily close to a permutation.
+
+    A prime drops one column of every connected component of the entries that are not ``-inf`` (of the whole matrix
+    where nothing is forbidden). This is the determinant in the Jacobian of ``P``; see ``docs/density.md``.
+
+    Args:
+        log_p: logarithms of doubly stochastic matrices, shape (..., n, n); ``-inf`` where forbidden.
+
+    Returns:
+        Tensor of shape (...), differentiable in ``log_p`` (twice away from a permutation).
+
+    Raises:
+        TypeError: not a float32 or float64 tensor.
+        ValueError: not square, or the allowed entries hold no permutation or lack total support.
+    """
+    check_square(log_p, "log_p")
+    check_floating(log_p, "log_p", half=False)
+    support = find_support(log_p.detach() > -torch.inf, "log_p", prune=False)
+    return component_logdet(log_p.double(), support).to(log_p.dtype)
+
+
+def laplacian_solve(log_p: Tensor, b: Tensor) -> Tensor:
+    """Solve ``(I - P^T P) x = b`` in the space where ``x`` is zero at the first column of every component.
+
+    Args:
+        log_p: logarithms of doubly stochastic matrices, shape (..., n, n); ``-inf`` where forbidden.
+        b: right-hand sides, shape (..., n); the entries of every component sum to zero (what a sum leaves over is
+            taken by the grounded column).
+
+    Returns:
+        Tensor of shape (..., n), differentiable in both arguments.
+
+    Raises:
+        TypeError: not float32 or float64 tensors.
+        ValueError: shapes do not fit, or the allowed entries of ``log_p`` lack total support.
+    """
+    check_square(log_p, "log_p")
+    check_floating(log_p, "log_p", half=False)
+    check_floating(b, "b", half=False)
+    if b.shape[-1:] != log_p.shape[-1:]:
+        raise ValueError(f"b must have shape (..., {log_p.shape[-1]}) to fit log_p, but has shape {tuple(b.shape)}")
+    support = find_support(log_p.detach() > -torch.inf, "log_p", prune=False)
+    n = log_p.shape[-1]
+    batch = torch.broadcast_shapes(log_p.shape[:-2], b.shape[:-1])
+    grounded = grounded_nodes(support, log_p).expand(*batch, n).reshape(-1, n)
+    flat = log_p.double().expand(*batch, n, n).reshape(-1, n, n)
+    right = b.double().expand(*batch, n).reshape(-1, n)
+    x = LaplacianSolve.apply(flat.exp(), flat.detach(), grounded, None, right.masked_fill(grounded, 0.0))
+    return x.reshape(*batch, n).to(b.dtype)  # type: ignore[no-any-return]

@@ -1,0 +1,68 @@
+"""What a matrix of logits must be before anything is computed from it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def describe(index: tuple[int, ...]) -> str:
+    """Name a batch position for a message: ``''`` for a single matrix, else ``' of batch item (1, 2)'``."""
+    if not index:
+        return ""
+    return f" of batch item {index[0] if len(index) == 1 else index}"
+
+
+def check_square(value: Tensor, name: str) -> None:
+    """Raise unless ``value`` is a tensor of shape (..., n, n) with n >= 1."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor of shape (..., n, n), but got {type(value).__name__}")
+    if value.dim() < 2 or value.shape[-1] != value.shape[-2] or value.shape[-1] == 0:
+        raise ValueError(f"{name} must be square in its last two dimensions, but has shape {tuple(value.shape)}")
+
+
+def check_floating(value: Tensor, name: str, *, half: bool = True) -> None:
+    """Raise ``TypeError`` unless ``value`` has a floating dtype (with ``half=False``: float32 or float64)."""
+    kinds = _FLOATS if half else _FLOATS[2:]
+    if value.dtype not in kinds:
+        wanted = "a floating dtype" if half else "torch.float32 or torch.float64"
+        raise TypeError(f"{name} must have {wanted}, but has {value.dtype}; convert it, for example {name}.double()")
+
+
+def first_position(bad: Tensor) -> tuple[int, ...]:
+    """Index of the first True of a boolean tensor."""
+    return tuple(int(i) for i in bad.nonzero()[0])
+
+
+def check_logits(logits: Tensor, name: str = "logits", *, half: bool = True) -> None:
+    """Raise unless ``logits`` is a floating (..., n, n) tensor without NaN and without +inf.
+
+    Args:
+        logits: log-potentials, shape (..., n, n); ``-inf`` forbids a pair.
+        name: the argument's name in messages.
+        half: accept float16 and bfloat16.
+
+    Raises:
+        TypeError: not a tensor, or not a floating dtype.
+        ValueError: not square, or an entry is NaN or +inf; the message names its position and batch item.
+    """
+    check_square(logits, name)
+    check_floating(logits, name, half=half)
+    detached = logits.detach()
+    # One reduction (and one host transfer) in the good case: a maximum is NaN or +inf if any entry is.
+    if bool((detached.amax() < torch.inf).item()):
+        return
+    bad = detached.isnan() | (detached == torch.inf)
+    *batch, row, column = first_position(bad)
+    value = float(detached[(*batch, row, column)])
+    raise ValueError(
+        f"{name}{describe(tuple(batch))} has the entry {value} at row {row}, column {column}; entries must be finite, "
+        "or -inf to forbid a pair"
+    )
+
+
+def working_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype that results are delivered in before they are cast back: half precision works in float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32

@@ -1,0 +1,110 @@
+"""The matching operator ``M``: maximum-weight matchings of a batch, and the change between matrix and index.
+
+Convention: ``P[i, j] = 1`` says that row ``i`` is matched to column ``j``, so ``P @ x == x[index]`` for
+``index = to_index(P)``.
+"""
+
+from __future__ import annotations
+
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from pyro_gs.ops.logits import check_logits, check_square, describe, first_position
+from pyro_gs.ops.support import raise_infeasible
+
+
+def matching(logits: Tensor) -> Tensor:
+    r"""Permutation matrix of the largest total weight, ``M(X) = argmax_P <P, X>``.
+
+    ``M`` is the limit of the Sinkhorn operator at zero temperature, ``M(X) = lim S(X / tau)`` (Mena et al. 2018,
+    Theorem 1). It is piecewise constant, so the result carries no gradient. Solved exactly by
+    :func:`scipy.optimize.linear_sum_assignment`, item by item, after a single transfer to the host.
+
+    Args:
+        logits: log-potentials, shape (..., n, n), larger is better; ``-inf`` forbids a pair. Half precision is
+            solved in double precision like every other dtype.
+
+    Returns:
+        Tensor of shape (..., n, n): the permutation matrices, with the dtype and device of ``logits``.
+
+    Raises:
+        TypeError: ``logits`` is not a floating tensor.
+        ValueError: ``logits`` is not square, has a NaN or +inf, or allows no permutation; the message names the
+            batch item and, for the last, the rows of a Hall violator (rows that share too few columns).
+
+    Example:
+        >>> import torch
+        >>> scores = torch.outer(torch.tensor([1.0, 4.0, 9.0]), torch.tensor([7.0, 2.0, 5.0]))
+        >>> to_index(matching(scores))
+        tensor([1, 2, 0])
+    """
+    check_logits(logits)
+    return to_matrix(solve_assignment(logits), dtype=logits.dtype)
+
+
+def solve_assignment(logits: Tensor) -> Tensor:
+    """The best column of every row, long (..., n) on the device of ``logits``, which are taken as checked."""
+    n = logits.shape[-1]
+    host = logits.detach().to("cpu", torch.float64).reshape(-1, n, n).numpy()
+    index = torch.empty(host.shape[0], n, dtype=torch.long)
+    for item, scores in enumerate(host):
+        try:
+            _, columns = linear_sum_assignment(scores, maximize=True)
+        except ValueError:
+            raise_infeasible(torch.from_numpy(scores != -float("inf")), logits.shape[:-2], item)
+        index[item] = torch.from_numpy(columns)
+    return index.reshape(logits.shape[:-1]).to(logits.device)
+
+
+def to_index(P: Tensor) -> Tensor:
+    """Index form of permutation matrices.
+
+    Args:
+        P: permutation matrices, shape (..., n, n), any dtype.
+
+    Returns:
+        Tensor of shape (..., n), dtype long: ``index[i]`` is the column that row ``i`` is matched to.
+
+    Raises:
+        ValueError: an item is not a permutation matrix; the message names it.
+    """
+    check_square(P, "P")
+    ones = P == 1
+    good = (ones | (P == 0)).all(-1).all(-1) & (ones.sum(-1) == 1).all(-1) & (ones.sum(-2) == 1).all(-1)
+    if not bool(good.all()):
+        where = first_position(~good) if good.dim() else ()
+        raise ValueError(
+            f"P{describe(where)} is not a permutation matrix; every row and column must hold a single 1 and zeros else"
+        )
+    return ones.to(torch.uint8).argmax(-1)
+
+
+def to_matrix(index: Tensor, *, dtype: torch.dtype | None = None, device: torch.device | None = None) -> Tensor:
+    """Permutation matrices of index vectors, the inverse of :func:`to_index`.
+
+    Args:
+        index: shape (..., n), an integer dtype; every item a permutation of 0, ..., n - 1.
+        dtype: of the result, by default torch's default dtype.
+        device: of the result, by default that of ``index``.
+
+    Returns:
+        Tensor of shape (..., n, n).
+
+    Raises:
+        TypeError: ``index`` is not an integer tensor.
+        ValueError: an item is not a permutation; the message names it.
+    """
+    if not isinstance(index, Tensor) or index.dtype in (torch.bool,) or index.is_floating_point():
+        kind = index.dtype if isinstance(index, Tensor) else type(index).__name__
+        raise TypeError(f"index must be an integer tensor of shape (..., n), but is {kind}")
+    if index.dim() < 1 or index.shape[-1] == 0:
+        raise ValueError(f"index must have shape (..., n) with n >= 1, but has shape {tuple(index.shape)}")
+    n = index.shape[-1]
+    good = (index.sort(-1).values == torch.arange(n, device=index.device)).all(-1)
+    if not bool(good.all()):
+        where = first_position(~good) if good.dim() else ()
+        raise ValueError(f"index{describe(where)} is not a permutation of 0, ..., {n - 1}: {index[where].tolist()}")
+    out = torch.zeros(index.shape + (n,), dtype=dtype or torch.get_default_dtype(), device=index.device)
+    out.scatter_(-1, index.long()[..., None], 1.0)
+    return out if device is None else out.to(device)
