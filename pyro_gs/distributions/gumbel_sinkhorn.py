@@ -172,7 +172,7 @@ class GumbelSinkhorn(TorchDistribution):
         z = scaled_logits(self.logits, self.temperature, self._support, gumbel_noise(shape, self.logits))
         tol = default_tol(self.logits.dtype)
         found = scale(z, support, tol=tol, max_iter=_MAX_ITER, relative=False)
-        warn_unconverged(found, tol, f"GumbelSinkhorn.rsample at temperatures down to {float(self.temperature.min()):g}")
+        warn_unconverged(found, tol, self.temperature)
         make = functools.partial(_exact_log, z, support, found.v.detach(), tol)
         return RelaxedPermutation.wrap(found.log_p.exp().to(self.logits.dtype), make)
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.distributions import constraints as torch_constraints
 
 from pyro_gs.distributions import constraints
+from pyro_gs.distributions.relaxed import RelaxedPermutation
 from pyro_gs.ops.matching import solve_assignment, to_index, to_matrix
 from pyro_gs.ops.permanent import EXACT_LIMIT, count_permutations, log_subset_table
 from pyro_gs.ops.logits import describe, first_position
@@ -131,7 +132,10 @@ class UniformPermutation(TorchDistribution):
         good = constraints.Permutation(self._support.allowed).check(value)
         if not bool(good.all()):
             item = first_position(~good) if good.dim() else ()
-            raise ValueError(f"value{describe(item)} is not a permutation matrix that UniformPermutation allows")
+            text = f"value{describe(item)} is not a permutation matrix that UniformPermutation allows"
+            if isinstance(value, RelaxedPermutation):
+                text += "; it is a relaxed value, so relax the model too: SVI(pyro_gs.relax(model), guide, ...)"
+            raise ValueError(text)
 
     @torch.no_grad()
     def sample(self, sample_shape: Any = ()) -> Tensor:

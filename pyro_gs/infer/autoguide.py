@@ -22,6 +22,7 @@ from torch import Tensor
 from pyro_gs.distributions.gumbel import gumbel_noise
 from pyro_gs.infer.handlers import Temperature, is_permutation_law, name_sites, unwrap
 from pyro_gs.infer.objective import GuideGumbelSinkhorn, Objective, check_objective
+from pyro_gs.ops.logits import check_logits
 from pyro_gs.ops.matching import matching
 from pyro_gs.ops.sinkhorn import check_temperature
 
@@ -207,6 +208,27 @@ class AutoGumbelSinkhorn(AutoGuide):
         free = self._named(name)
         allowed = self._allowed[name]
         return free if allowed is None else torch.where(allowed, free, -torch.inf)
+
+    @torch.no_grad()
+    def set_logits(self, name: str, logits: Tensor) -> None:
+        """Set the logits of a site's law, for a start of one's own or a move between optimizer steps.
+
+        Args:
+            name: the site.
+            logits: shape of :meth:`logits`, finite or ``-inf`` exactly where that is.
+
+        Raises:
+            RuntimeError: the guide has not been called yet.
+            KeyError: no such site.
+            ValueError: another shape, NaN or +inf, or other forbidden pairs than the prior's.
+        """
+        now = self.logits(name)
+        check_logits(logits)
+        if logits.shape != now.shape:
+            raise ValueError(f"logits must have shape {tuple(now.shape)} for site '{name}', but has {tuple(logits.shape)}")
+        if not torch.equal(logits == -torch.inf, now == -torch.inf):
+            raise ValueError(f"logits must be -inf exactly at the pairs that the prior of site '{name}' forbids")
+        self._named(name).copy_(logits.masked_fill(logits == -torch.inf, 0.0))
 
     @torch.no_grad()
     def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:

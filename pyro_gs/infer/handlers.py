@@ -135,10 +135,10 @@ def relax(
         NotImplementedError: at a call, a site's law has no registered relaxation.
 
     Example:
+        >>> import pyro, torch
         >>> def model():
         ...     return pyro.sample("P", UniformPermutation(3))
-        >>> P = relax(model, temperature=0.5)()
-        >>> P.sum(-1)
+        >>> relax(model, temperature=0.5)().sum(-1)
         tensor([1., 1., 1.])
     """
     if model is not None and not callable(model):

@@ -122,8 +122,8 @@ class _Newton:
             better = error < 0.5 * best[active]
             stalled[active] = torch.where(better, 0, stalled[active] + 1)
             best[active] = torch.minimum(best[active], error)
-            rise = ~last & ((error < _LEVEL_TOL) | (stalled[active] > 30))
-            done = last & ((error <= self.tol) | ((stalled[active] > 8) & (error < 1e3 * self.tol)))
+            rise = ~last & ((error < _LEVEL_TOL) | (stalled[active] > 40))
+            done = last & ((error <= self.tol) | ((stalled[active] > 40) & (error < 1e3 * self.tol)))
             done |= self.iterations[active] >= self.max_iter
             if bool(rise.any()):
                 items = active[rise]
@@ -328,10 +328,11 @@ class _LogSinkhorn(torch.autograd.Function):
             cross = q.mT @ (grad * (-half).exp())
         flow = cross.mT - cross
         b = LaplacianSolve.apply(q, scaled.detach(), ctx.grounded, flow, None)
-        a = grad.sum(-1) - (p @ b[..., None])[..., 0]
+        # a_i + b_j with a = (g_r - P b) / r, as differences of b: near a permutation a_i and -b_j nearly agree.
+        both = grad.sum(-1, keepdim=True) - p @ (b[:, :, None] - b[:, None, :])
         if ctx.log_r is not None:
-            a = a * (-ctx.log_r).exp()
-        return grad - p * (a[:, :, None] + b[:, None, :]), None, None, None, None
+            both = both * (-ctx.log_r).exp()[:, :, None]
+        return grad - p * both, None, None, None, None
 
 
 def scale(
@@ -367,8 +368,13 @@ def scale(
         else:
             v = start.reshape(-1, n)
             u, residual = _rows_exact(data, v, r.log()), torch.zeros_like(v[:, 0])
-        if relative:
+        near = residual <= tol
+        if relative and bool(near.all()):
             u, v, residual = _refine(data, u, v, r, c, grounded, unit)
+        elif relative and bool(near.any()):
+            u, v, residual = u.clone(), v.clone(), residual.clone()
+            parts = (part[near] for part in (data, u, v, r, c, grounded))
+            u[near], v[near], residual[near] = _refine(*parts, unit)
         rows, columns = _gauge(v, support, grounded)
         u, v = u + rows, v - columns
     log_p = _LogSinkhorn.apply(flat, u, v, log_r, grounded)
@@ -442,12 +448,13 @@ def default_tol(dtype: torch.dtype) -> float:
     return _DEFAULT_TOL[dtype]
 
 
-def warn_unconverged(solution: SinkhornSolution, tol: float, about: str) -> None:
+def warn_unconverged(solution: SinkhornSolution, tol: float, temperature: float | Tensor | None) -> None:
     """Issue a :class:`SinkhornWarning` if an item of a solution missed its tolerance."""
     if bool(solution.converged.all()):
         return
     worst = float(solution.residual.max())
     count = int((~solution.converged).sum())
+    about = "logits as given" if temperature is None else _temperature_range(temperature)
     warnings.warn(
         f"Sinkhorn stopped after {int(solution.iterations.max())} Newton steps with a marginal error of {worst:.2e}, "
         f"above tol={tol:.1e}, for {count} of {solution.converged.numel()} matrices ({about}); raise max_iter, tol or "
@@ -460,6 +467,7 @@ def warn_unconverged(solution: SinkhornSolution, tol: float, about: str) -> None
 def _temperature_range(temperature: float | Tensor) -> str:
     if not isinstance(temperature, Tensor):
         return f"temperature {temperature:g}"
+    temperature = temperature.detach()
     low, high = float(temperature.min()), float(temperature.max())
     return f"temperature {low:g}" if low == high else f"temperatures {low:g} to {high:g}"
 
@@ -523,7 +531,7 @@ def solve_sinkhorn(
     found = scale(z, support, row_sums, column_sums, tol=tol, max_iter=max_iter or 500, relative=True)
     if throw and not bool(found.converged.all()):
         raise RuntimeError(f"solve_sinkhorn did not converge: marginal error {float(found.residual.max()):.2e} > tol={tol:.1e}")
-    warn_unconverged(found, tol, "logits as given")
+    warn_unconverged(found, tol, None)
     dtype = logits.dtype
     return found._replace(
         log_p=found.log_p.to(dtype), u=found.u.to(dtype), v=found.v.to(dtype), residual=found.residual.to(dtype)
@@ -657,5 +665,5 @@ def _operator(
         return z.to(logits.dtype)
     tol = default_tol(logits.dtype) if tol is None else tol
     found = scale(z, support, tol=tol, max_iter=max_iter or 500, relative=relative)
-    warn_unconverged(found, tol, _temperature_range(temperature))
+    warn_unconverged(found, tol, temperature)
     return found.log_p.to(logits.dtype)

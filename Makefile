@@ -1,0 +1,38 @@
+# Two commands do all the set-up on a fresh machine:
+#   make celegans   the main job: identify neurons of C. elegans, about five minutes after installation
+#   make test       the tests
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+CELEGANS ?=
+
+.PHONY: celegans celegans-seeds test lint types bench clean docs
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[tutorials,dev]'
+	touch $@
+
+celegans: $(VENV)/.installed
+	$(BIN)/python -m tutorials.celegans --out results/celegans $(CELEGANS)
+
+celegans-seeds: $(VENV)/.installed
+	$(BIN)/python -m tutorials.celegans.seeds --out results/celegans-seeds $(CELEGANS)
+
+test: $(VENV)/.installed
+	$(BIN)/python -m pytest $(PYTEST)
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.installed
+	$(BIN)/mypy
+
+bench: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
+	$(BIN)/python benchmarks/sinkhorn.py
+
+clean:
+	rm -rf $(VENV) results .pytest_cache .mypy_cache .ruff_cache

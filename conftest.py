@@ -1,0 +1,53 @@
+"""Fixtures for all tests: dtype, seeds, Pyro's validation and parameter store."""
+
+import os
+
+import pyro
+import pytest
+import torch
+
+# The machines that run this have two cores; small matrices gain nothing from threads, and waiting for one costs much.
+torch.set_num_threads(int(os.environ.get("PYRO_GS_TEST_THREADS", "1")))
+
+
+def pytest_addoption(parser):
+    parser.addoption("--dtype", choices=["float32", "float64"], default="float64", help="torch's default dtype")
+
+
+def pytest_collection_modifyitems(config, items):
+    if torch.cuda.is_available():
+        return
+    skip = pytest.mark.skip(reason="needs a CUDA device")
+    for item in items:
+        if "cuda" in item.keywords:
+            item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def dtype(request):
+    return getattr(torch, request.config.getoption("--dtype"))
+
+
+@pytest.fixture(autouse=True)
+def _clean_state(request, dtype):
+    # Doctests show what a user sees: torch's own default dtype.
+    is_doctest = type(request.node).__name__ == "DoctestItem"
+    torch.set_default_dtype(torch.float32 if is_doctest else dtype)
+    torch.manual_seed(0)
+    pyro.clear_param_store()
+    with pyro.validation_enabled(True):
+        yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture
+def tol(dtype):
+    """Absolute tolerance for results that are exact up to rounding of the dtype."""
+    return 1e-9 if dtype == torch.float64 else 2e-5
+
+
+@pytest.fixture
+def float64_only(dtype):
+    """Skip under ``--dtype float32``: the test compares digits that float32 does not have."""
+    if dtype != torch.float64:
+        pytest.skip("float64 only")

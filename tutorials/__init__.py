@@ -1,0 +1,1 @@
+"""Worked examples, one package each: they are read and run, not installed."""

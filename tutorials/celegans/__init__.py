@@ -1,0 +1,1 @@
+"""Identify the neurons of C. elegans from their activity and the known connectome."""

@@ -1,0 +1,334 @@
+"""Evidence of the worm model: the weights integrated out, from statistics that do not grow with time.
+
+Per worm, everything but the permutation enters through ``Y0' Y0``, ``Y1' Y0`` and ``|Y1|^2``. Brought into
+canonical order and summed over worms,
+
+    B = sum_j P_j' gram_j P_j,        C = sum_j P_j' cross_j P_j,
+
+they are all that the weights see: row ``i`` of ``W``, supported on the parents ``A_i``, is Gaussian with
+precision ``L = I / s^2 + B[A_i, A_i] / sigma^2`` and mean ``L^-1 b``, ``b = C[i, A_i] / sigma^2``.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What the likelihood needs of the recordings, in each worm's own order.
+
+    Attributes:
+        gram: ``Y0' Y0``, shape ``(J, n, n)``, where ``Y0`` are the first ``T`` of ``T + 1`` time steps.
+        cross: ``Y1' Y0``, shape ``(J, n, n)``, where ``Y1`` are the last ``T`` time steps.
+        energy: ``|Y1|^2``, shape ``(J,)``.
+        num_steps: Number ``T`` of transitions in each worm.
+    """
+
+    gram: Tensor
+    cross: Tensor
+    energy: Tensor
+    num_steps: int
+
+    @classmethod
+    def from_traces(cls, traces: Tensor) -> "Statistics":
+        """Sum up recordings.
+
+        Args:
+            traces: shape ``(J, T + 1, n)``, one row a time step.
+
+        Raises:
+            ValueError: If ``traces`` is not a floating tensor of three dimensions with at least two time
+                steps.
+        """
+        if traces.dim() != 3 or not traces.is_floating_point() or traces.shape[1] < 2:
+            raise ValueError(
+                f"traces has shape {tuple(traces.shape)} and dtype {traces.dtype}; "
+                "expected a floating tensor (worms, time steps, neurons) with at least 2 time steps"
+            )
+        before, after = traces[:, :-1], traces[:, 1:]
+        return cls(before.mT @ before, after.mT @ before, after.square().sum((1, 2)), traces.shape[1] - 1)
+
+    @property
+    def num_worms(self) -> int:
+        """Number of worms ``J``."""
+        return self.gram.shape[0]
+
+    @property
+    def size(self) -> int:
+        """Number of neurons ``n``."""
+        return self.gram.shape[-1]
+
+
+def log_likelihood(P: Tensor, W: Tensor, statistics: Statistics, sigma: float) -> Tensor:
+    """``log p(Y | W, P)``, all constants included.
+
+    Args:
+        P: Permutations, shape ``(..., J, n, n)``. A relaxed ``P`` gets the same quadratic form.
+        W: Weights in canonical order, shape ``(n, n)`` or ``(..., n, n)``; ``W[i, k]`` is what ``k`` sends to
+            ``i``.
+        statistics: Sums over the recordings.
+        sigma: Standard deviation of the noise, in the units of the traces.
+
+    Returns:
+        Shape ``(...)``.
+    """
+    B, C = congruences(P, statistics)
+    quadratic = statistics.energy.sum() - 2 * (W * C).sum((-2, -1)) + (W * (W @ B)).sum((-2, -1))
+    return _noise_constant(statistics, sigma) - quadratic / (2 * sigma**2)
+
+
+def _noise_constant(statistics: Statistics, sigma: float) -> float:
+    count = statistics.num_worms * statistics.num_steps * statistics.size
+    return -0.5 * count * math.log(2 * math.pi * sigma**2)
+
+
+class _Congruences(torch.autograd.Function):
+    """The two sums of `congruences`: ``(S, J, n, n)`` to twice ``(S, n, n)``.
+
+    The products with the statistics run sample by sample: broadcasting them would copy the statistics.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, P: Tensor, gram: Tensor, cross: Tensor) -> tuple[Tensor, Tensor]:
+        stacked = P.flatten(1, 2)
+        gram_p = _each(gram, P).flatten(1, 2)
+        cross_p = _each(cross, P).flatten(1, 2)
+        ctx.save_for_backward(stacked, gram_p, cross_p, cross)
+        return torch.bmm(stacked.mT, gram_p), torch.bmm(stacked.mT, cross_p)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dB: Tensor, dC: Tensor) -> tuple[Tensor, None, None]:
+        stacked, gram_p, cross_p, cross = ctx.saved_tensors
+        shape = (len(stacked), *cross.shape)
+        dP = torch.bmm(gram_p, dB + dB.mT).baddbmm_(cross_p, dC.mT)
+        dP = dP.reshape(shape)
+        dP += _each(cross.mT, torch.bmm(stacked, dC).reshape(shape))
+        return dP, None, None
+
+
+_apply_congruences: Callable[..., tuple[Tensor, Tensor]] = _Congruences.apply
+
+
+def _each(matrices: Tensor, samples: Tensor) -> Tensor:
+    """``matrices @ samples[s]`` for each ``s``: ``(J, n, n)`` and ``(S, J, n, n)`` to ``(S, J, n, n)``."""
+    out = torch.empty_like(samples, memory_format=torch.contiguous_format)
+    for source, target in zip(samples, out, strict=True):
+        torch.bmm(matrices, source, out=target)
+    return out
+
+
+def congruences(P: Tensor, statistics: Statistics) -> tuple[Tensor, Tensor]:
+    """Statistics in canonical order, summed over worms.
+
+    Args:
+        P: Permutations or relaxed ones, shape ``(..., J, n, n)``.
+        statistics: Sums over the recordings, in each worm's own order.
+
+    Returns:
+        ``B = sum_j P_j' gram_j P_j`` and ``C = sum_j P_j' cross_j P_j``, both ``(..., n, n)``. First
+        derivatives only.
+
+    Raises:
+        ValueError: If the last three dimensions of ``P`` are not those of the statistics, or its dtype
+            differs.
+    """
+    expected = statistics.gram.shape
+    if P.shape[-3:] != expected or P.dtype != statistics.gram.dtype:
+        raise ValueError(
+            f"P has shape {tuple(P.shape)} and dtype {P.dtype}; "
+            f"expected (..., {', '.join(map(str, expected))}) and {statistics.gram.dtype}"
+        )
+    batch = P.shape[:-3]
+    flat = P.reshape(-1, *expected)
+    B, C = _apply_congruences(flat, statistics.gram, statistics.cross)
+    return B.reshape(*batch, *expected[1:]), C.reshape(*batch, *expected[1:])
+
+
+@dataclass(frozen=True)
+class _Bucket:
+    """Rows with about the same number of parents ``d``, padded to the largest.
+
+    Padded places read entry 0 and are masked; their diagonal is ``1 / s^2``, which ``logdet(s^2 L)`` does not
+    see.
+    """
+
+    rows: Tensor  # (R,)
+    parents: Tensor  # (R, D)
+    pairs: Tensor  # (R * D * D,) flat places of B
+    entries: Tensor  # (R * D,) flat places of C
+    pair_scale: Tensor  # (R, D, D): 1 / sigma^2, 0 where padded
+    entry_scale: Tensor  # (R, D): the same
+
+
+@dataclass(frozen=True)
+class _Posterior:
+    """Gaussian posterior of one bucket of rows: ``factor`` is the lower Cholesky factor of the precision."""
+
+    factor: Tensor  # (S, R, D, D)
+    linear: Tensor  # (S, R, D)
+
+
+def _bucket(adjacency: Tensor, rows: Sequence[int], noise_precision: float) -> _Bucket:
+    n = adjacency.shape[0]
+    index = torch.as_tensor(rows, device=adjacency.device)
+    width = int(adjacency[index].sum(1).max())
+    order = adjacency[index].to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :width]
+    real = adjacency[index].gather(1, order)
+    parents = torch.where(real, order, 0)
+    scale = real.to(torch.float64) * noise_precision
+    return _Bucket(
+        rows=index,
+        parents=parents,
+        pairs=(parents[:, :, None] * n + parents[:, None, :]).flatten(),
+        entries=(index[:, None] * n + parents).flatten(),
+        pair_scale=scale[:, :, None] * real[:, None, :],
+        entry_scale=scale,
+    )
+
+
+def _solve(bucket: _Bucket, B: Tensor, C: Tensor, prior_precision: float) -> _Posterior:
+    L = B.flatten(1)[:, bucket.pairs].reshape(len(B), *bucket.pair_scale.shape) * bucket.pair_scale
+    L.diagonal(dim1=-2, dim2=-1).add_(prior_precision)
+    linear = C.flatten(1)[:, bucket.entries].reshape(len(C), *bucket.entry_scale.shape) * bucket.entry_scale
+    return _Posterior(torch.linalg.cholesky(L), linear)
+
+
+class _RowEvidence(torch.autograd.Function):
+    """``sum_i 1/2 b_i' L_i^-1 b_i - 1/2 logdet(s^2 L_i)`` of ``B`` and ``C``: ``(S, n, n)`` to ``(S,)``."""
+
+    @staticmethod
+    def forward(ctx: Any, B: Tensor, C: Tensor, buckets: Sequence[_Bucket], prior_precision: float) -> Tensor:
+        value = B.new_zeros(B.shape[0])
+        saved = []
+        for bucket in buckets:
+            posterior = _solve(bucket, B, C, prior_precision)
+            inverse = torch.cholesky_inverse(posterior.factor)
+            mean = (inverse @ posterior.linear.unsqueeze(-1)).squeeze(-1)
+            value += 0.5 * (posterior.linear * mean).sum((1, 2))
+            value -= posterior.factor.diagonal(dim1=-2, dim2=-1).log().sum((1, 2))
+            value += 0.5 * math.log(prior_precision) * mean[0].numel()
+            saved += [inverse, mean]
+        ctx.buckets = buckets
+        ctx.save_for_backward(*saved)
+        ctx.size = B.shape[-1]
+        return value
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        n = ctx.size
+        dB = grad.new_zeros(grad.shape[0], n * n)
+        dC = torch.zeros_like(dB)
+        for bucket, inverse, mean in zip(ctx.buckets, ctx.saved_tensors[::2], ctx.saved_tensors[1::2], strict=True):
+            scale = -0.5 * grad[:, None, None, None]
+            second = torch.addcmul(inverse, mean.unsqueeze(-1), mean.unsqueeze(-2)) * bucket.pair_scale * scale
+            first = mean * bucket.entry_scale * grad[:, None, None]
+            for sample in range(grad.shape[0]):
+                dB[sample].scatter_add_(0, bucket.pairs, second[sample].flatten())
+                dC[sample].scatter_add_(0, bucket.entries, first[sample].flatten())
+        return dB.reshape(-1, n, n), dC.reshape(-1, n, n), None, None
+
+
+_apply_row_evidence: Callable[..., Tensor] = _RowEvidence.apply
+
+
+class CollapsedEvidence:
+    """``log p(Y | P)`` with the shared weights integrated out; differentiable once, also at relaxed ``P``.
+
+    At permutations this is the exact log evidence, constants included. At relaxed ``P`` it is the same
+    formula, the continuation that the variational methods climb.
+
+    Args:
+        adjacency: Bool, shape ``(n, n)``; ``adjacency[i, k]``: ``k`` sends to ``i``, so row ``i`` of ``W``
+            has weight ``k``.
+        statistics: Sums over the recordings.
+        sigma: Standard deviation of the noise, in the units of the traces.
+        weight_scale: Standard deviation ``s`` of the prior of each weight.
+
+    Raises:
+        ValueError: If the shapes disagree or a scale is not positive and finite.
+    """
+
+    def __init__(self, adjacency: Tensor, statistics: Statistics, sigma: float, weight_scale: float) -> None:
+        n = statistics.size
+        if adjacency.shape != (n, n) or adjacency.dtype != torch.bool:
+            raise ValueError(
+                f"adjacency has shape {tuple(adjacency.shape)} and dtype {adjacency.dtype}; "
+                f"expected ({n}, {n}) and torch.bool"
+            )
+        for name, value in (("sigma", sigma), ("weight_scale", weight_scale)):
+            if not (math.isfinite(value) and value > 0):
+                raise ValueError(f"{name}={value!r}: expected a positive finite number")
+        self.adjacency = adjacency
+        self.statistics = statistics
+        self.sigma = float(sigma)
+        self.weight_scale = float(weight_scale)
+        self._prior_precision = 1 / self.weight_scale**2
+        degrees = adjacency.sum(1).tolist()
+        widths = range(max(degrees).bit_length() + 1)
+        groups = [[i for i, d in enumerate(degrees) if d > 0 and (d - 1).bit_length() == w] for w in widths]
+        self._buckets = [_bucket(adjacency, rows, 1 / self.sigma**2) for rows in groups if rows]
+        self._constant = _noise_constant(statistics, self.sigma)
+        self._constant -= float(statistics.energy.sum()) / (2 * self.sigma**2)
+
+    def __call__(self, P: Tensor) -> Tensor:
+        """Log evidence of ``P``, shape ``(..., J, n, n)`` to ``(...)``.
+
+        Raises:
+            ValueError: If shape or dtype of ``P`` are not those of the statistics.
+        """
+        B, C = congruences(P, self.statistics)
+        n = self.statistics.size
+        value = _apply_row_evidence(B.reshape(-1, n, n), C.reshape(-1, n, n), self._buckets, self._prior_precision)
+        return self._constant + value.reshape(P.shape[:-3])
+
+    @torch.no_grad()
+    def posterior_weights(self, P: Tensor) -> Tensor:
+        """Posterior mean of ``W`` given one stack ``P``: ``(J, n, n)`` to ``(n, n)``, zero off the edges."""
+        return self._weights(P, None, draw=False)
+
+    @torch.no_grad()
+    def sample_weights(self, P: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """One draw of ``W`` given one stack ``P``: ``(J, n, n)`` to ``(n, n)``, zero off the edges."""
+        return self._weights(P, generator, draw=True)
+
+    def _weights(self, P: Tensor, generator: torch.Generator | None, *, draw: bool) -> Tensor:
+        B, C = congruences(P.unsqueeze(0), self.statistics)
+        W = torch.zeros_like(B[0])
+        for bucket in self._buckets:
+            posterior = _solve(bucket, B, C, self._prior_precision)
+            factor, linear = posterior.factor[0], posterior.linear[0].unsqueeze(-1)
+            white = torch.linalg.solve_triangular(factor, linear, upper=False)
+            if draw:
+                white += torch.randn(white.shape, generator=generator, dtype=white.dtype, device=white.device)
+            weights = torch.linalg.solve_triangular(factor.mT, white, upper=True).squeeze(-1)
+            real = bucket.entry_scale > 0
+            W.flatten()[bucket.entries[real.flatten()]] = weights[real]
+        return W
+
+    def log_posterior_weights(self, P: Tensor, W: Tensor) -> Tensor:
+        """``log p(W | Y, P)`` of weights on the edges, for one stack ``P`` (J, n, n): a scalar."""
+        B, C = congruences(P.unsqueeze(0), self.statistics)
+        value = B.new_zeros(())
+        for bucket in self._buckets:
+            posterior = _solve(bucket, B, C, self._prior_precision)
+            factor, real = posterior.factor[0], bucket.entry_scale > 0
+            mean = torch.cholesky_solve(posterior.linear[0].unsqueeze(-1), factor).squeeze(-1)
+            weights = W.flatten()[bucket.entries].reshape(real.shape)
+            white = (factor.mT @ ((weights - mean) * real).unsqueeze(-1)).squeeze(-1)
+            log_factor = factor.diagonal(dim1=-2, dim2=-1).log()
+            value += ((log_factor - 0.5 * white.square() - 0.5 * math.log(2 * math.pi)) * real).sum()
+        return value
+
+    def log_prior_weights(self, W: Tensor) -> Tensor:
+        """``log p(W)`` of weights on the edges, shape ``(n, n)`` to ``()``."""
+        weights = W[self.adjacency]
+        constant = math.log(2 * math.pi * self.weight_scale**2)
+        return -0.5 * (weights.square() / self.weight_scale**2 + constant).sum()

@@ -1,0 +1,199 @@
+"""Exchanges of two identities in several worms at once: the way out of optima that single moves cannot leave.
+
+Worms share their weights. Once two identities are confused in every worm, the weights have learned the confusion, and no
+worm alone gains from undoing it. Seen from the network the undoing is small: two labels change places, and only the rows
+of the two and of their children change. So all pairs of labels, in all sets of worms that allow it, can be scored exactly.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tutorials.celegans.evidence import CollapsedEvidence
+
+__all__ = ["ExchangeSearch"]
+
+Floats = NDArray[np.float64]
+Places = NDArray[np.int64]
+
+_CHUNK = 2_000_000
+"""Numbers in a batch of gathered matrices."""
+
+_LEAST_GAIN = 1e-6
+"""Nats below which an exchange is no improvement but rounding."""
+
+_ALL_SUBSETS = 5
+"""Up to so many worms every set of them is tried; beyond, all of them, each alone, and all but one."""
+
+
+class ExchangeSearch:
+    """Scores and makes exchanges of identities at hard permutations.
+
+    Args:
+        evidence: of the recordings.
+        allowed: candidates, bool, shape (J, n, n).
+    """
+
+    def __init__(self, evidence: CollapsedEvidence, allowed: Tensor) -> None:
+        self._allowed = allowed.numpy()
+        worms, n = self._allowed.shape[:2]
+        adjacency = evidence.adjacency.numpy()
+        precision = 1.0 / evidence.sigma**2
+        self._gram = evidence.statistics.gram.numpy() * precision
+        self._cross = evidence.statistics.cross.numpy() * precision
+        self._bound = float(evidence.statistics.energy.sum()) * precision + 1.0  # above every b' L^-1 b
+        self._prior = 1.0 / evidence.weight_scale**2
+        self._parents = [np.flatnonzero(row) for row in adjacency]
+        self._degrees = adjacency.sum(1)
+        self._padded = np.full((n, max(1, int(self._degrees.max()))), n)
+        for i, parents in enumerate(self._parents):
+            self._padded[i, : len(parents)] = parents
+        self._touched = adjacency.T | np.eye(n, dtype=bool)  # [a, i]: row i changes when a moves
+        a, b = np.triu_indices(n, 1)
+        self._pairs = np.stack([a, b], 1)
+        if worms <= _ALL_SUBSETS:
+            sets = [s for k in range(1, worms + 1) for s in itertools.combinations(range(worms), k)]
+        else:
+            everyone = tuple(range(worms))
+            sets = [everyone, *((j,) for j in everyone), *(everyone[:j] + everyone[j + 1 :] for j in everyone)]
+        self._sets = np.zeros((len(sets), worms), dtype=bool)
+        for row, members in enumerate(sets):
+            self._sets[row, list(members)] = True
+
+    def _canonical(self, index: Places) -> tuple[Floats, Floats]:
+        """The statistics of every worm in the order of the network, (J, n, n) each."""
+        place = index.argsort(1)
+        worm = np.arange(len(index))[:, None, None]
+        rows, columns = place[:, :, None], place[:, None, :]
+        return self._gram[worm, rows, columns], self._cross[worm, rows, columns]
+
+    def _feasible(self, index: Places) -> NDArray[np.bool_]:
+        """For every pair of labels, the worms in which they may change places, (pairs, J)."""
+        place = index.argsort(1)
+        worm = np.arange(len(index))[None, :]
+        a, b = self._pairs[:, :1], self._pairs[:, 1:]
+        at_a, at_b = place[worm, a], place[worm, b]
+        out: NDArray[np.bool_] = self._allowed[worm, at_a, b] & self._allowed[worm, at_b, a]
+        return out
+
+    def _row_scores(self, rows: Places, B: list[Floats], C: list[Floats], sets: Places, swaps: Places) -> Floats:
+        """Evidence of rows after a swap of two labels in a set of worms; one entry of each argument a row.
+
+        ``B[0]`` holds the sums over the worms outside each set, ``B[1]`` those over the worms inside, with a row and a
+        column of zeros at the end that stand for padded parents.
+        """
+        out = np.empty(len(rows))
+        degree = self._degrees[rows]
+        order = np.argsort(degree, kind="stable")
+        ordered = degree[order]
+        start, n = 0, len(self._degrees)
+        while start < len(order):
+            smallest = int(ordered[start])
+            stop = int(np.searchsorted(ordered, max(smallest + 2, int(1.25 * smallest)), side="right"))
+            width = int(ordered[stop - 1])
+            stop = min(stop, start + max(1, _CHUNK // (width + 1) ** 2))
+            part = order[start:stop]
+            start = stop
+            row, s = rows[part], sets[part]
+            exchange = np.tile(np.arange(n + 1), (len(part), 1))
+            each = np.arange(len(part))
+            exchange[each, swaps[part, 0]], exchange[each, swaps[part, 1]] = swaps[part, 1], swaps[part, 0]
+            parents = self._padded[row, :width]
+            to = exchange[each[:, None], parents]
+            joint = np.empty((len(part), width + 1, width + 1))
+            np.add(
+                B[0][s[:, None, None], parents[:, :, None], parents[:, None, :]],
+                B[1][s[:, None, None], to[:, :, None], to[:, None, :]],
+                out=joint[:, :width, :width],
+            )
+            joint[:, width, :width] = C[0][s[:, None], row[:, None], parents]
+            joint[:, width, :width] += C[1][s[:, None], exchange[each, row][:, None], to]
+            joint[:, :width, width] = 0.0  # not read
+            diagonal = np.einsum("rkk->rk", joint)
+            diagonal[:, :width] += self._prior
+            diagonal[:, width] = self._bound
+            pivots = np.einsum("rkk->rk", np.linalg.cholesky(joint))
+            logdet = np.log(pivots[:, :width]).sum(1) - 0.5 * width * math.log(self._prior)
+            out[part] = 0.5 * (self._bound - pivots[:, width] ** 2) - logdet
+        return out
+
+    def gains(self, index: Tensor, labels: NDArray[np.bool_] | None = None) -> tuple[Floats, Places, Places]:
+        """Change of the log evidence by every allowed exchange.
+
+        Args:
+            index: present permutations, long, shape (J, n).
+            labels: bool, shape (n,): only exchanges that touch one of these; None for all.
+
+        Returns:
+            Gains in nats, shape (moves,); the pair of labels of each move, shape (moves, 2); its worms as a number of a
+            row of :attr:`sets`, shape (moves,).
+        """
+        hard = index.numpy()
+        gram, cross = self._canonical(hard)
+        gram, cross = np.pad(gram, ((0, 0), (0, 1), (0, 1))), np.pad(cross, ((0, 0), (0, 0), (0, 1)))
+        inside = [np.einsum("sj,jab->sab", self._sets.astype(float), part) for part in (gram, cross)]
+        outside = [part.sum(0) - within for part, within in zip((gram, cross), inside, strict=True)]
+        feasible = self._feasible(hard)
+        if labels is not None:
+            feasible &= labels[self._pairs].any(1, keepdims=True)
+        pair, chosen = np.nonzero((feasible[:, None, :] | ~self._sets[None]).all(-1))
+        swaps = self._pairs[pair]
+        touched = self._touched[swaps[:, 0]] | self._touched[swaps[:, 1]]
+        move, row = np.nonzero(touched)
+        B, C = [outside[0], inside[0]], [outside[1], inside[1]]
+        after = self._row_scores(row, B, C, chosen[move], swaps[move])
+        n = len(self._parents)
+        none = np.zeros((n, 2), dtype=np.int64)
+        before = self._row_scores(np.arange(n), B, C, np.zeros(n, dtype=np.int64), none)
+        total = np.bincount(move, after - before[row], minlength=len(swaps))
+        return total, swaps, chosen
+
+    def improve(self, index: Tensor, *, seconds: float = math.inf) -> tuple[Tensor, float]:
+        """Make exchanges that raise the evidence, the best first, until none does.
+
+        Args:
+            index: present permutations, long, shape (J, n).
+            seconds: stop when the next round of scoring would end later than this.
+
+        Returns:
+            The new permutations, and the gain in nats.
+        """
+        start, longest = time.perf_counter(), 0.0
+        now, gained = index.clone(), 0.0
+        stale = np.zeros(len(self._parents), dtype=bool)
+        whole = True
+        while (whole or stale.any()) and time.perf_counter() - start + longest < seconds:
+            began = time.perf_counter()
+            gains, swaps, chosen = self.gains(now, None if whole else stale)
+            longest = max(longest, time.perf_counter() - began)
+            busy = np.zeros_like(stale)
+            for move in np.argsort(-gains):
+                if gains[move] <= _LEAST_GAIN:
+                    break
+                a, b = swaps[move]
+                reach = self._reach(a, b)
+                if busy[reach].any():
+                    continue  # an exchange made before it has changed its gain; the next round scores it anew
+                busy |= reach
+                worms = torch.from_numpy(self._sets[chosen[move]])
+                part = now[worms]
+                now[worms] = torch.where(part == a, b, torch.where(part == b, a, part))
+                gained += float(gains[move])
+            # Look first where the exchanges reached; when that is dry, once more everywhere.
+            whole, stale = (not whole) and not busy.any(), busy
+        return now, gained
+
+    def _reach(self, a: int, b: int) -> NDArray[np.bool_]:
+        """Labels whose exchanges an exchange of two labels can affect: theirs, their children's and their parents'."""
+        rows = self._touched[a] | self._touched[b]
+        reach = rows.copy()
+        for i in np.flatnonzero(rows):
+            reach[self._parents[i]] = True
+        return reach

@@ -1,0 +1,344 @@
+"""Worms: recordings whose neurons have lost their names, simulated from a connectome or read from a file."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tutorials.celegans.connectome import Connectome, normalize_name
+
+__all__ = ["BURN_IN", "Worms", "accuracy", "chance_accuracy", "load_worm", "simulate", "swap_pairs"]
+
+BURN_IN = 100
+"""Time steps that `simulate` throws away."""
+
+
+def _check_positive(name: str, value: float) -> None:
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(f"{name}={value!r}: expected a positive finite number")
+
+
+@dataclass(frozen=True, eq=False)
+class Worms:
+    """Recordings of J worms, each in its own unknown order of the same n neurons.
+
+    Row ``m`` of a worm is the m-th neuron as observed, column ``i`` the i-th name (the identity) of the
+    connectome.
+
+    Attributes:
+        traces: Shape (J, T + 1, n), float64: activity by worm, time step and observed neuron.
+        allowed: Shape (J, n, n), bool: ``allowed[j, m, i]`` where observed neuron m may be identity i.
+        known: Shape (J, n), bool: the observed neurons whose identity is given; they have one candidate.
+        truth: Shape (J, n), long: the identity of each observed neuron, or None where nobody knows.
+        sigma: Standard deviation of the noise, in the units of the traces.
+        weight_scale: Standard deviation of the prior of each weight of the network.
+        weights: Shape (n, n), float64: the weights behind a simulation, or None.
+    """
+
+    traces: Tensor
+    allowed: Tensor
+    known: Tensor
+    truth: Tensor | None
+    sigma: float
+    weight_scale: float
+    weights: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        """Check that the fields are usable and fit one another."""
+        if self.traces.dim() != 3 or self.traces.dtype != torch.float64 or self.traces.shape[1] < 2:
+            raise ValueError(
+                f"traces has shape {tuple(self.traces.shape)} and dtype {self.traces.dtype}, expected "
+                "float64 of shape (worms, time steps, neurons) with at least 2 time steps"
+            )
+        worms, _, n = self.traces.shape
+        fields = [
+            ("allowed", self.allowed, (worms, n, n), torch.bool),
+            ("known", self.known, (worms, n), torch.bool),
+        ]
+        if self.truth is not None:
+            fields.append(("truth", self.truth, (worms, n), torch.long))
+        if self.weights is not None:
+            fields.append(("weights", self.weights, (n, n), torch.float64))
+        for name, tensor, shape, dtype in fields:
+            if tuple(tensor.shape) != shape or tensor.dtype != dtype:
+                raise ValueError(
+                    f"{name} has shape {tuple(tensor.shape)} and dtype {tensor.dtype}, "
+                    f"expected {shape} and {dtype} for traces of shape {tuple(self.traces.shape)}"
+                )
+        for name in ("sigma", "weight_scale"):
+            _check_positive(name, getattr(self, name))
+        bad = (~self.traces.isfinite()).nonzero()
+        if len(bad):
+            worm, step, neuron = bad[0].tolist()
+            raise ValueError(
+                f"traces[{worm}, {step}, {neuron}] is {self.traces[worm, step, neuron].item()} (worm {worm}, "
+                f"time step {step}, neuron {neuron}; {len(bad)} such values in all), expected finite numbers"
+            )
+        self._check_candidates()
+
+    def _check_candidates(self) -> None:
+        candidates = self.allowed.sum(-1)
+        for name, where, expected in (
+            ("allowed", candidates == 0, "at least one"),
+            ("known", self.known & (candidates != 1), "exactly one"),
+        ):
+            if where.any():
+                worm, neuron = where.nonzero()[0].tolist()
+                raise ValueError(
+                    f"{name}: neuron {neuron} of worm {worm} has {int(candidates[worm, neuron])} candidates, "
+                    f"expected {expected}"
+                )
+        if self.truth is None:
+            return
+        n = self.allowed.shape[-1]
+        if not bool((self.truth.sort(-1).values == torch.arange(n, device=self.truth.device)).all()):
+            raise ValueError(f"truth: expected each row to be a permutation of range({n})")
+        forbidden = ~self.allowed.gather(-1, self.truth.unsqueeze(-1)).squeeze(-1)
+        if forbidden.any():
+            worm, neuron = forbidden.nonzero()[0].tolist()
+            raise ValueError(
+                f"truth[{worm}, {neuron}] is {int(self.truth[worm, neuron])}, expected an identity that allowed permits"
+            )
+
+    @property
+    def num_worms(self) -> int:
+        """Number of worms J."""
+        return self.traces.shape[0]
+
+    @property
+    def num_neurons(self) -> int:
+        """Number of neurons n, observed and in the connectome."""
+        return self.traces.shape[2]
+
+
+def simulate(
+    connectome: Connectome,
+    *,
+    worms: int = 4,
+    steps: int = 1000,
+    known: float = 0.2,
+    eta: float = 0.1,
+    sigma: float = 1.0,
+    spectral_factor: float = 2.0,
+    seed: int = 0,
+) -> Worms:
+    """Simulate worms that share one network and differ in the order of their neurons.
+
+    Weights are Gaussian on the edges, divided by ``spectral_factor`` times their largest absolute eigenvalue.
+    Each worm starts at zero and runs for `BURN_IN` steps that are thrown away, after which it is stationary
+    to within ``spectral_factor ** -BURN_IN``; then its neurons are put into a random order. An observed
+    neuron's candidates are the identities less than ``eta`` away along the body; for the known ones only the
+    truth is left, in row and column.
+
+    Args:
+        connectome: The n neurons, their connections and places.
+        worms: How many worms, J.
+        steps: How many transitions T are recorded; the traces have T + 1 time steps.
+        known: Share of neurons whose identity is given, chosen at random in each worm; the count is rounded.
+        eta: How far along the body a candidate may lie, in body lengths.
+        sigma: Standard deviation of the noise.
+        spectral_factor: The largest absolute eigenvalue of the weights is one over this.
+        seed: Of all random numbers.
+
+    Returns:
+        The worms, with truth and weights.
+
+    Raises:
+        ValueError: If an argument is out of its range, or the connections have no cycle, so that no scale is
+            defined.
+    """
+    for name, count, least in (("worms", worms, 1), ("steps", steps, 2)):
+        if isinstance(count, bool) or not isinstance(count, int) or count < least:
+            raise ValueError(f"{name}={count!r}: expected an integer of at least {least}")
+    if not 0 <= known <= 1:
+        raise ValueError(f"known={known!r}: expected a share within [0, 1]")
+    _check_positive("eta", eta)
+    _check_positive("sigma", sigma)
+    if not (math.isfinite(spectral_factor) and spectral_factor > 1):
+        raise ValueError(f"spectral_factor={spectral_factor!r}: expected a finite number above 1, for a stable network")
+
+    n = len(connectome)
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    weights = normal(n, n) * connectome.adjacency
+    radius = float(torch.linalg.eigvals(weights).abs().max())
+    if radius < 1e-8:
+        raise ValueError(f"connectome: the connections of {connectome!r} have no cycle, expected at least one")
+    scale = 1 / (spectral_factor * radius)
+    weights *= scale
+
+    state = torch.zeros(worms, n, dtype=torch.float64)
+    canonical = torch.empty(worms, steps + 1, n, dtype=torch.float64)
+    for step in range(-BURN_IN, steps + 1):
+        state = state @ weights.mT + sigma * normal(worms, n)
+        if step >= 0:
+            canonical[:, step] = state
+
+    truth = torch.stack([torch.randperm(n, generator=generator) for _ in range(worms)])
+    traces = canonical.gather(2, truth.unsqueeze(1).expand_as(canonical))
+    body = connectome.body
+    allowed = (body[truth].unsqueeze(-1) - body).abs() < eta
+    is_known = torch.zeros(worms, n, dtype=torch.bool)
+    for worm in range(worms):
+        is_known[worm, torch.randperm(n, generator=generator)[: round(known * n)]] = True
+    return Worms(traces, _reveal(allowed, is_known, truth), is_known, truth, sigma, scale, weights)
+
+
+def _reveal(allowed: Tensor, known: Tensor, identity: Tensor) -> Tensor:
+    """Leave known neurons their identity alone, and take it from the others."""
+    onehot = torch.nn.functional.one_hot(identity, allowed.shape[-1]).bool() & known.unsqueeze(-1)
+    taken = onehot.any(1, keepdim=True)
+    return torch.where(known.unsqueeze(-1), onehot, allowed & ~taken)
+
+
+def load_worm(
+    path: str | Path,
+    connectome: Connectome,
+    *,
+    known_names: Sequence[str] | None = None,
+    sigma: float = 1.0,
+    weight_scale: float | None = None,
+) -> Worms:
+    """Read one recording from a CSV file.
+
+    A header row of labels comes first, then a row a time step, with a column a neuron.
+
+    A column whose label is the name of a neuron (in any spelling that `normalize_name` understands) is known;
+    any other label, such as ``?1``, stands for an unknown neuron, which may be any identity that no known one
+    has.
+
+    Args:
+        path: The file.
+        connectome: The n neurons; the file must have as many columns.
+        known_names: The labels to trust, all that are names by default. The others become unknown.
+        sigma: Standard deviation of the noise, in the units of the file.
+        weight_scale: Prior standard deviation of the weights, ``1 / (2 sqrt(mean in-degree))`` by default.
+
+    Returns:
+        One worm, without truth.
+
+    Raises:
+        ValueError: If the file is no table of numbers with n columns, a label comes twice, or one of
+            ``known_names`` is no neuron or no column; the message suggests close matches.
+    """
+    if known_names is not None:
+        for name in known_names:
+            connectome.index(name)
+    with Path(path).open(newline="", encoding="utf-8") as file:
+        rows = [row for row in csv.reader(file) if row]
+    labels, n = [label.strip() for label in rows[0]] if rows else [], len(connectome)
+    if len(labels) != n:
+        raise ValueError(f"path: the header has {len(labels)} columns, expected {n}, one for each neuron here")
+    normalized = [normalize_name(label) for label in labels]
+    repeated = sorted({label for label in normalized if normalized.count(label) > 1})
+    if repeated:
+        raise ValueError(f"path: the header holds {', '.join(repeated)} more than once, expected each label once")
+    trusted = set(connectome.names)
+    if known_names is not None:
+        trusted = {normalize_name(name) for name in known_names}
+        for name in sorted(trusted - set(normalized)):
+            close = difflib.get_close_matches(name, normalized, n=3, cutoff=0.5)
+            raise ValueError(f"known_names: {name!r} is no column of the file, close ones: {', '.join(close) or 'none'}")
+    traces = torch.tensor([_numbers(row, labels, line) for line, row in enumerate(rows[1:], 2)], dtype=torch.float64)
+    if len(traces) < 2:
+        raise ValueError(f"path: the file has {len(traces)} time steps, expected at least 2")
+
+    known = torch.tensor([[label in trusted for label in normalized]])
+    identity = torch.tensor([[connectome.names.index(x) if x in trusted else 0 for x in normalized]])
+    allowed = _reveal(torch.ones(1, n, n, dtype=torch.bool), known, identity)
+    if weight_scale is None:
+        weight_scale = 0.5 / math.sqrt(max(float(connectome.adjacency.sum()) / n, 1.0))
+    return Worms(traces.unsqueeze(0), allowed, known, None, sigma, weight_scale)
+
+
+def _numbers(row: Sequence[str], labels: Sequence[str], line: int) -> list[float]:
+    if len(row) != len(labels):
+        raise ValueError(f"path: row {line} has {len(row)} values, expected {len(labels)}, one for each label")
+    values = []
+    for label, text in zip(labels, row, strict=True):
+        try:
+            values.append(float(text))
+        except ValueError:
+            raise ValueError(f"path: row {line}, column {label!r} holds {text!r}, expected a number") from None
+    return values
+
+
+def accuracy(index: Tensor, truth: Tensor) -> float:
+    """Share of observed neurons whose identity is right, known ones counted in.
+
+    Args:
+        index: Shape (..., n), long: the identities given.
+        truth: The same shape: the right ones.
+
+    Raises:
+        ValueError: If the shapes differ.
+    """
+    if index.shape != truth.shape:
+        raise ValueError(f"index has shape {tuple(index.shape)}, expected that of truth, {tuple(truth.shape)}")
+    return float((index == truth).double().mean())
+
+
+def swap_pairs(allowed: Tensor) -> Tensor:
+    """List the pairs of observed neurons of one worm that can ever exchange identities.
+
+    Two neurons can only if they share two candidates. The list does not depend on the assignment, so drawing
+    from it uniformly, and refusing what the assignment at hand forbids, is a symmetric proposal.
+
+    Args:
+        allowed: Shape (n, n), bool.
+
+    Returns:
+        Shape (K, 2), long, with the smaller place first.
+    """
+    shared = allowed.double() @ allowed.double().mT
+    return (shared > 1.5).triu(1).nonzero()
+
+
+def chance_accuracy(worms: Worms, *, chains: int = 32, sweeps: int = 60, seed: int = 0) -> float:
+    """Estimate the expected accuracy of a uniformly random allowed permutation, known neurons counted in.
+
+    Parallel chains of random swaps start at the truth; the second half of each is averaged. With 139 neurons
+    and four worms, seeds differ by about .001. Swaps that keep to the mask need not reach all permutations of
+    an arbitrary mask; they do where candidates are windows along the body.
+
+    Args:
+        worms: Worms with truth.
+        chains: How many chains for each worm.
+        sweeps: Length of the chains, in n proposals each.
+        seed: Of all random numbers.
+
+    Raises:
+        ValueError: If the worms have no truth.
+    """
+    if worms.truth is None:
+        raise ValueError("worms.truth is None, expected the identities: without them no accuracy is defined")
+    rng = np.random.default_rng(seed)
+    n = worms.num_neurons
+    total = 0.0
+    for truth, allowed in zip(worms.truth.numpy(), worms.allowed, strict=True):
+        pairs, mask = swap_pairs(allowed).numpy(), allowed.numpy()
+        index, chain = np.tile(truth, (chains, 1)), np.arange(chains)
+        if not len(pairs):
+            total += 1.0
+            continue
+        hits = []
+        for sweep in range(sweeps):
+            for first, second in pairs[rng.integers(len(pairs), size=(n, chains))].transpose(0, 2, 1):
+                a, b = index[chain, first], index[chain, second]
+                valid = mask[first, b] & mask[second, a]
+                index[chain, first], index[chain, second] = np.where(valid, b, a), np.where(valid, a, b)
+            if sweep >= sweeps // 2:
+                hits.append((index == truth).mean())
+        total += float(np.mean(hits))
+    return total / worms.num_worms
