@@ -1,0 +1,1 @@
+"""Laws over permutations, relaxed and hard, with their constraints and divergences."""

@@ -109,7 +109,9 @@ def _pair_integral(block: Tensor) -> Tensor:
     # (s cosh s - sinh s) / s^3 and sinh(s/2) / (s/2) by their series, to 1e-15 below 0.3
     x = s * s
     top = 1 / 3 + x / 30 + x**2 / 840 + x**3 / 45360 + x**4 / 3991680 + x**5 / 518918400
-    near = top.log() + (s / 2).cosh().log() - 3 * ((s / 2).sinh() / torch.where(s == 0, 1.0, s)).where(s > 0, s * 0 + 0.5).log()
+    near = (
+        top.log() + (s / 2).cosh().log() - 3 * ((s / 2).sinh() / torch.where(s == 0, 1.0, s)).where(s > 0, s * 0 + 0.5).log()
+    )
     u = torch.where(tiny, 1.0, t)
     e = (-u).exp()
     # numerator times e^-t, and cosh(t/2) / sinh(t/2)^3 times e^t

@@ -133,9 +133,9 @@ class GumbelSinkhorn(TorchDistribution):
         temperature = torch.Size(arg_shapes.get("temperature", ()))
         return torch.broadcast_shapes(temperature, logits[:-2]), logits[-2:]
 
-    def expand(self, batch_shape: torch.Size, _instance: GumbelSinkhorn | None = None) -> GumbelSinkhorn:
+    def expand(self, batch_shape: Any, _instance: GumbelSinkhorn | None = None) -> GumbelSinkhorn:
         """The same law with a larger batch shape; class and parameters are kept."""
-        new = self._get_checked_instance(GumbelSinkhorn, _instance)
+        new: GumbelSinkhorn = self._get_checked_instance(GumbelSinkhorn, _instance)
         batch_shape = torch.Size(batch_shape)
         new.temperature = self.temperature.expand(batch_shape)
         new.logits = self.logits.expand(batch_shape + self.event_shape)
@@ -288,4 +288,3 @@ def _dual_terms(log_k: Tensor, support: Support, num_particles: int) -> tuple[Te
     logdet = component_logdet(log_q + 0.5 * rows.log()[..., None], support)
     integral = log_integral(log_q, support, logdet, num_particles, counts)
     return torch.lgamma(rows).sum(-1) + total + integral, dof
-

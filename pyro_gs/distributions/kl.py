@@ -3,7 +3,7 @@ r"""Kullback-Leibler divergences between laws of permutations, each with its sta
 | function | pair | status |
 | --- | --- | --- |
 | :func:`gumbel_noise_kl` | GumbelSinkhorn, GumbelSinkhorn | upper bound (the paper's) |
-| ``kl_divergence`` (:func:`tightened_kl`) | GumbelSinkhorn, GumbelSinkhorn | upper bound, smaller: minimised over the gauge |
+| ``kl_divergence`` (:func:`tightened_kl`) | GumbelSinkhorn, GumbelSinkhorn | upper bound, minimised over the gauge |
 
 The exact divergence has no closed form; estimate it by averaging ``q.log_prob(P) - p.log_prob(P)``.
 """
@@ -31,7 +31,9 @@ def _unexpanded(x: Tensor, event_dim: int) -> Tensor:
 def _pair(q: GumbelSinkhorn, p: GumbelSinkhorn) -> tuple[Tensor, Tensor, Tensor, GumbelSinkhorn, torch.Size]:
     """Difference of logits, both temperatures, the smallest law with their support, and the full batch shape."""
     if q.event_shape != p.event_shape:
-        raise ValueError(f"q and p must have the same event_shape, but have {tuple(q.event_shape)} and {tuple(p.event_shape)}")
+        raise ValueError(
+            f"q and p must have the same event_shape, but have {tuple(q.event_shape)} and {tuple(p.event_shape)}"
+        )
     batch = torch.broadcast_shapes(q.batch_shape, p.batch_shape)
     t, t0 = (_unexpanded(law.temperature.double(), 0) for law in (q, p))
     x, x0 = (_unexpanded(law.logits.double(), 2) for law in (q, p))
@@ -70,7 +72,11 @@ def gumbel_noise_kl(q: GumbelSinkhorn, p: GumbelSinkhorn) -> Tensor:
     """
     d, t, t0, law, batch = _pair(q, p)
     ratio = t0 / t
-    entry = (-ratio.log() + _EULER * (ratio - 1) - 1)[..., None, None] + d + ((-d) + torch.lgamma(1 + ratio)[..., None, None]).exp()
+    entry = (
+        (-ratio.log() + _EULER * (ratio - 1) - 1)[..., None, None]
+        + d
+        + ((-d) + torch.lgamma(1 + ratio)[..., None, None]).exp()
+    )
     allowed = law._support.allowed
     total = (entry if allowed is None else torch.where(allowed, entry, 0.0)).sum((-2, -1))
     total = torch.where(_same_support(q, p), total, torch.inf)

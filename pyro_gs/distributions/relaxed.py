@@ -86,7 +86,8 @@ class RelaxedPermutation(Tensor):
             def moved() -> Tensor:
                 log_p = log()
                 with torch._C.DisableTorchFunctionSubclass():
-                    return func(*tree_map(lambda x: log_p if x is source else x, args), **kwargs).double()
+                    out: Tensor = func(*tree_map(lambda x: log_p if x is source else x, args), **kwargs)
+                    return out.double()
 
             grads = torch.is_grad_enabled()
 

@@ -15,9 +15,9 @@ from torch.distributions import constraints as torch_constraints
 
 from pyro_gs.distributions import constraints
 from pyro_gs.distributions.relaxed import RelaxedPermutation
-from pyro_gs.ops.matching import solve_assignment, to_index, to_matrix
-from pyro_gs.ops.permanent import EXACT_LIMIT, count_permutations, log_subset_table
 from pyro_gs.ops.logits import describe, first_position
+from pyro_gs.ops.matching import solve_assignment, to_matrix
+from pyro_gs.ops.permanent import EXACT_LIMIT, count_permutations, log_subset_table
 from pyro_gs.ops.support import Support, find_support
 
 _ENUMERATION_LIMIT = math.factorial(8)
@@ -97,9 +97,9 @@ class UniformPermutation(TorchDistribution):
         allowed = torch.Size(arg_shapes["allowed"])
         return allowed[:-2], allowed[-2:]
 
-    def expand(self, batch_shape: torch.Size, _instance: UniformPermutation | None = None) -> UniformPermutation:
+    def expand(self, batch_shape: Any, _instance: UniformPermutation | None = None) -> UniformPermutation:
         """The same law with a larger batch shape."""
-        new = self._get_checked_instance(UniformPermutation, _instance)
+        new: UniformPermutation = self._get_checked_instance(UniformPermutation, _instance)
         batch_shape = torch.Size(batch_shape)
         new._n = self._n
         new._set(self._support.expand(batch_shape), self.allowed.expand(batch_shape + self.event_shape))
@@ -146,7 +146,8 @@ class UniformPermutation(TorchDistribution):
             return to_matrix(scores.argsort(-1))
         masks = self.allowed.expand(shape).reshape(-1, self._n, self._n)
         support = self._support.expand(shape[:-2]).reshape((-1, self._n, self._n))
-        assert support.component is not None and support.row_component is not None
+        assert support.component is not None
+        assert support.row_component is not None
         rng = np.random.default_rng(int(torch.randint(2**62, ())))
         parts = zip(masks.cpu().numpy(), support.row_component.cpu().numpy(), support.component.cpu().numpy(), strict=True)
         index = np.stack([_draw(mask, rows, columns, rng) for mask, rows, columns in parts])
@@ -171,7 +172,7 @@ class UniformPermutation(TorchDistribution):
         index = torch.tensor(_permutations(union.tolist()), device=self.allowed.device)
         values = to_matrix(index)
         values = values.reshape((-1,) + (1,) * len(self.batch_shape) + tuple(self.event_shape))
-        return values.expand((-1,) + self.batch_shape + self.event_shape) if expand else values
+        return values.expand((-1, *self.batch_shape, *self.event_shape)) if expand else values
 
     @property
     def mean(self) -> Tensor:
@@ -191,7 +192,8 @@ def _log_counts(support: Support, allowed: Tensor) -> tuple[Tensor, Tensor]:
     if support.allowed is None:
         value = torch.full(batch, math.lgamma(n + 1), dtype=torch.float64, device=allowed.device)
         return value, torch.ones(batch, dtype=torch.bool, device=allowed.device)
-    assert support.row_component is not None and support.component is not None
+    assert support.row_component is not None
+    assert support.component is not None
     masks = support.allowed.reshape(-1, n, n).cpu().numpy()
     rows = support.row_component.reshape(-1, n).cpu().numpy()
     columns = support.component.reshape(-1, n).cpu().numpy()

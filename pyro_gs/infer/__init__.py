@@ -1,0 +1,1 @@
+"""Inference over latent permutations: the relaxing handler, the guide, temperature schedules."""

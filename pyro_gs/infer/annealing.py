@@ -89,7 +89,7 @@ class LinearSchedule:
         return (1 - share) * self.start + share * self.end
 
 
-class AnnealedSVI(SVI):  # type: ignore[misc]
+class AnnealedSVI(SVI):
     """Pyro's ``SVI`` that sets the guide's temperature before every step.
 
     Only the guide anneals; the relaxed prior keeps the temperature that ``relax`` was given, unless that is a function
@@ -118,7 +118,7 @@ class AnnealedSVI(SVI):  # type: ignore[misc]
         tempered: Any = None,
     ) -> None:
         super().__init__(model, guide, optim, loss)
-        self.tempered = guide if tempered is None else tempered
+        self.tempered: Any = guide if tempered is None else tempered
         if not hasattr(self.tempered, "temperature"):
             raise TypeError(
                 f"guide must have a temperature to anneal, but {type(self.tempered).__name__} has none; name the part that "

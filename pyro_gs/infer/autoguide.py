@@ -97,14 +97,15 @@ class AutoGumbelSinkhorn(AutoGuide):
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
         super()._setup_prototype(*args, **kwargs)
-        sites = dict(self.prototype_trace.iter_stochastic_nodes())
+        sites = dict(self._stochastic_nodes())
         others = [name for name, site in sites.items() if not is_permutation_law(site["fn"])]
         if others:
             self.prototype_trace = None
             keep = [name for name in sites if name not in others]
             raise ValueError(
-                f"AutoGumbelSinkhorn handles permutation sites only, but the model has the latent sites {name_sites(others)} "
-                f"too; use AutoGuideList with AutoGumbelSinkhorn(poutine.block(model, expose={keep!r})) and, for example, "
+                "AutoGumbelSinkhorn handles permutation sites only, but the model has the latent sites "
+                f"{name_sites(others)} too; use AutoGuideList with "
+                f"AutoGumbelSinkhorn(poutine.block(model, expose={keep!r})) and, for example, "
                 f"AutoNormal(poutine.block(model, hide={keep!r}))"
             )
         if not sites:
@@ -138,7 +139,8 @@ class AutoGumbelSinkhorn(AutoGuide):
             return allowed
         # The prior's mask may differ between the items of a subsampled plate: visit them all, block by block.
         blocks = [
-            [(torch.arange(f.size) + start).remainder(f.full_size) for start in range(0, f.full_size, f.size)] for f in partial
+            [(torch.arange(f.size) + start).remainder(f.full_size) for start in range(0, f.full_size, f.size)]
+            for f in partial
         ]
         for indices in itertools.product(*blocks):
             chosen = {frame.name: index for frame, index in zip(partial, indices, strict=True)}
@@ -172,11 +174,17 @@ class AutoGumbelSinkhorn(AutoGuide):
 
     def _require_setup(self) -> None:
         if self.prototype_trace is None:
-            raise RuntimeError("AutoGumbelSinkhorn has not seen the model's arguments yet; call guide(*args) or SVI.step first")
+            raise RuntimeError(
+                "AutoGumbelSinkhorn has not seen the model's arguments yet; call guide(*args) or SVI.step first"
+            )
+
+    def _stochastic_nodes(self) -> Iterator[tuple[str, Any]]:
+        trace: Any = self.prototype_trace
+        yield from trace.iter_stochastic_nodes()
 
     def _sites(self) -> Iterator[tuple[str, Any]]:
         self._require_setup()
-        yield from self.prototype_trace.iter_stochastic_nodes()
+        yield from self._stochastic_nodes()
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Sample every permutation site; a dict of relaxed permutations by site name."""
@@ -185,7 +193,7 @@ class AutoGumbelSinkhorn(AutoGuide):
         plates = self._create_plates(*args, **kwargs)
         temperature = self._temperature() if callable(self._temperature) else self._temperature
         result = {}
-        for name, site in self.prototype_trace.iter_stochastic_nodes():
+        for name, site in self._stochastic_nodes():
             with ExitStack() as stack:
                 for frame in site["cond_indep_stack"]:
                     stack.enter_context(plates[frame.name])

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-
 import pyro.distributions as dist
 import torch
 from pyro.distributions.torch_distribution import ExpandedDistribution
@@ -49,9 +48,7 @@ def register_relaxation(law: type) -> Callable[[Relaxation], Relaxation]:
 @register_relaxation(UniformPermutation)
 def _relax_uniform(law: UniformPermutation, temperature: Temperature) -> GumbelSinkhorn:
     logits = torch.zeros(law.allowed.shape, device=law.allowed.device)
-    return GumbelSinkhorn(
-        temperature, logits.masked_fill(~law.allowed, -torch.inf), validate_args=law._validate_args
-    )
+    return GumbelSinkhorn(temperature, logits.masked_fill(~law.allowed, -torch.inf), validate_args=law._validate_args)
 
 
 def is_permutation_law(fn: Any) -> bool:
@@ -110,9 +107,7 @@ class RelaxMessenger(Messenger):
         msg["fn"] = _rewrap(msg["fn"], lambda base: relaxation(base, temperature))
 
 
-def relax(
-    model: Callable[..., Any] | None = None, temperature: Temperature | Callable[[], Temperature] = 1.0
-) -> Any:
+def relax(model: Callable[..., Any] | None = None, temperature: Temperature | Callable[[], Temperature] = 1.0) -> Any:
     r"""The model with its permutation sites relaxed to Gumbel-Sinkhorn laws.
 
     ``UniformPermutation(n, allowed)`` becomes ``GumbelSinkhorn(temperature, X)`` with ``X`` zero where allowed and
@@ -150,6 +145,3 @@ def relax(
 def name_sites(names: list[str]) -> str:
     """Site names for a message."""
     return ", ".join(f"'{name}'" for name in names)
-
-
-

@@ -1,10 +1,9 @@
 r"""What stands beside the likelihood in the objective of a guide over relaxed permutations.
 
-| name | term | what the ELBO then bounds |
-| --- | --- | --- |
-| ``"density"`` | ``log p(P) - log q(P)``, true relaxed densities | the evidence of the relaxed model |
-| ``"tightened_kl"`` | minus the noise KL, minimised over the gauge | with the likelihood at hard permutations: the evidence under the prior ``M(X_0 + eps)`` |
-| ``"noise_kl"`` | minus the KL of the Gumbel noise, as in the paper | the same, less tightly |
+- ``"density"``: ``log p(P) - log q(P)``, the true relaxed densities. The ELBO bounds the evidence of the relaxed model.
+- ``"tightened_kl"``: minus the KL of the Gumbel noise, minimised over the gauge. Together with the likelihood at hard
+  permutations it bounds the evidence under the prior ``M(X_0 + eps)``.
+- ``"noise_kl"``: minus the KL of the Gumbel noise, as in the paper. The same, less tightly.
 
 The choice holds under every ELBO class: the guide's law carries it, its values take it to the model's prior, and the
 KL that ``TraceMeanField_ELBO`` looks up obeys it too.
@@ -59,9 +58,9 @@ class GuideGumbelSinkhorn(GumbelSinkhorn):
         self.objective = objective
         super().__init__(temperature, logits, num_particles, validate_args)
 
-    def expand(self, batch_shape: torch.Size, _instance: GumbelSinkhorn | None = None) -> GuideGumbelSinkhorn:
+    def expand(self, batch_shape: Any, _instance: GumbelSinkhorn | None = None) -> GuideGumbelSinkhorn:
         """The same law with a larger batch shape."""
-        new = self._get_checked_instance(GuideGumbelSinkhorn, _instance)
+        new: GuideGumbelSinkhorn = self._get_checked_instance(GuideGumbelSinkhorn, _instance)
         new.objective = self.objective
         super().expand(batch_shape, _instance=new)
         return new
@@ -81,8 +80,10 @@ class GuideGumbelSinkhorn(GumbelSinkhorn):
         return kl(q, p).expand(torch.broadcast_shapes(batch, p.batch_shape))
 
 
-@register_kl(GuideGumbelSinkhorn, GumbelSinkhorn)
 def _guide_kl(q: GuideGumbelSinkhorn, p: GumbelSinkhorn) -> Tensor:
     if q.objective == "density":
         raise NotImplementedError("the true KL has no closed form: sampled log densities take its place")
     return q._bound(q, q.batch_shape, p)
+
+
+register_kl(GuideGumbelSinkhorn, GumbelSinkhorn)(_guide_kl)

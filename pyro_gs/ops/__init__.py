@@ -1,0 +1,1 @@
+"""Operators on matrices of logits: Sinkhorn, its Laplacian, matching, support, permanents."""

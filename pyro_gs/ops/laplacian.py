@@ -312,9 +312,8 @@ class LaplacianSolve(torch.autograd.Function):
     """:func:`solve_laplacian` with gradients in ``p``, ``flow`` and ``right``, itself differentiable."""
 
     @staticmethod
-    def forward(
-        ctx: Any, p: Tensor, log_p: Tensor, grounded: Tensor, flow: Tensor | None, right: Tensor | None
-    ) -> Tensor:
+    def forward(ctx: Any, p: Tensor, log_p: Tensor, grounded: Tensor, flow: Tensor | None, right: Tensor | None) -> Tensor:
+        """Solve."""
         x = solve_laplacian(p, log_p, grounded, flow, right)
         ctx.save_for_backward(p, x)
         ctx.log_p, ctx.grounded = log_p.detach(), grounded
@@ -323,6 +322,7 @@ class LaplacianSolve(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, Tensor | None, Tensor | None]:
+        """Solve again with the cotangent."""
         p, x = ctx.saved_tensors
         y = LaplacianSolve.apply(p, ctx.log_p, ctx.grounded, None, grad.masked_fill(ctx.grounded, 0.0))
         # -y' dL x with (L x)_j = sum_k W_jk (x_j - x_k) and W = P'P.

@@ -55,10 +55,11 @@ def check_logits(logits: Tensor, name: str = "logits", *, half: bool = True) -> 
     if bool((detached.amax() < torch.inf).item()):
         return
     bad = detached.isnan() | (detached == torch.inf)
-    *batch, row, column = first_position(bad)
-    value = float(detached[(*batch, row, column)])
+    position = first_position(bad)
+    batch, (row, column) = position[:-2], position[-2:]
+    value = float(detached[position])
     raise ValueError(
-        f"{name}{describe(tuple(batch))} has the entry {value} at row {row}, column {column}; entries must be finite, "
+        f"{name}{describe(batch)} has the entry {value} at row {row}, column {column}; entries must be finite, "
         "or -inf to forbid a pair"
     )
 

@@ -105,6 +105,6 @@ def to_matrix(index: Tensor, *, dtype: torch.dtype | None = None, device: torch.
     if not bool(good.all()):
         where = first_position(~good) if good.dim() else ()
         raise ValueError(f"index{describe(where)} is not a permutation of 0, ..., {n - 1}: {index[where].tolist()}")
-    out = torch.zeros(index.shape + (n,), dtype=dtype or torch.get_default_dtype(), device=index.device)
+    out = torch.zeros((*index.shape, n), dtype=dtype or torch.get_default_dtype(), device=index.device)
     out.scatter_(-1, index.long()[..., None], 1.0)
     return out if device is None else out.to(device)

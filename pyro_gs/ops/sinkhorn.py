@@ -141,9 +141,7 @@ class _Newton:
             if not len(active):
                 return
 
-    def step(
-        self, items: Tensor, p: Tensor, u: Tensor, v: Tensor, r: Tensor, c: Tensor, g: Tensor, error: Tensor
-    ) -> None:
+    def step(self, items: Tensor, p: Tensor, u: Tensor, v: Tensor, r: Tensor, c: Tensor, g: Tensor, error: Tensor) -> None:
         """One damped Newton step with a line search, then one sweep; ``p`` has exact row sums ``r``."""
         scaled = p if bool((r == 1).all()) else p * r.rsqrt()[:, :, None]
         weights = scaled.mT @ scaled
@@ -373,8 +371,7 @@ def scale(
             u, v, residual = _refine(data, u, v, r, c, grounded, unit)
         elif relative and bool(near.any()):
             u, v, residual = u.clone(), v.clone(), residual.clone()
-            parts = (part[near] for part in (data, u, v, r, c, grounded))
-            u[near], v[near], residual[near] = _refine(*parts, unit)
+            u[near], v[near], residual[near] = _refine(data[near], u[near], v[near], r[near], c[near], grounded[near], unit)
         rows, columns = _gauge(v, support, grounded)
         u, v = u + rows, v - columns
     log_p = _LogSinkhorn.apply(flat, u, v, log_r, grounded)
@@ -397,9 +394,7 @@ def _gauge(v: Tensor, support: Support, grounded: Tensor) -> tuple[Tensor, Tenso
     return at_ground.gather(-1, support.row_component.reshape(v.shape)), at_ground.gather(-1, label)
 
 
-def scaled_logits(
-    logits: Tensor, temperature: float | Tensor, support: Support, noise: Tensor | None = None
-) -> Tensor:
+def scaled_logits(logits: Tensor, temperature: float | Tensor, support: Support, noise: Tensor | None = None) -> Tensor:
     """``(logits + noise) / temperature`` in float64, ``-inf`` where forbidden, without NaN in any gradient.
 
     ``noise`` may have more batch dimensions than ``logits`` and ``support``.
@@ -530,7 +525,9 @@ def solve_sinkhorn(
     z = scaled_logits(logits, 1.0, support)
     found = scale(z, support, row_sums, column_sums, tol=tol, max_iter=max_iter or 500, relative=True)
     if throw and not bool(found.converged.all()):
-        raise RuntimeError(f"solve_sinkhorn did not converge: marginal error {float(found.residual.max()):.2e} > tol={tol:.1e}")
+        raise RuntimeError(
+            f"solve_sinkhorn did not converge: marginal error {float(found.residual.max()):.2e} > tol={tol:.1e}"
+        )
     warn_unconverged(found, tol, None)
     dtype = logits.dtype
     return found._replace(

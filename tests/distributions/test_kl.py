@@ -23,7 +23,9 @@ def test_noise_kl_matches_monte_carlo():
     q, p = GumbelSinkhorn(tau, x), GumbelSinkhorn(tau_0, x0)
     noise = torch.distributions.Gumbel(torch.zeros(()), torch.ones(())).sample((100_000, 2, 2))
     z = (x + noise) / tau
-    ratio = torch.distributions.Gumbel(x / tau, 1 / tau).log_prob(z) - torch.distributions.Gumbel(x0 / tau_0, 1 / tau_0).log_prob(z)
+    ratio = torch.distributions.Gumbel(x / tau, 1 / tau).log_prob(z) - torch.distributions.Gumbel(
+        x0 / tau_0, 1 / tau_0
+    ).log_prob(z)
     total = ratio.sum((-1, -2))
     assert abs(float(total.mean()) - float(gumbel_noise_kl(q, p))) < 4 * float(total.std()) / 100_000**0.5
 
@@ -33,7 +35,9 @@ def test_shapes_sum_over_the_matrix():
     q, p = GumbelSinkhorn(1.0, x), GumbelSinkhorn(torch.tensor([0.5, 1.0, 2.0]), torch.zeros(4, 4))
     for kl in (gumbel_noise_kl, tightened_kl, kl_divergence):
         assert kl(q, p).shape == (5, 3)
-        assert torch.allclose(kl(q, p)[2, 1], kl(GumbelSinkhorn(1.0, x[2, 1]), GumbelSinkhorn(1.0, torch.zeros(4, 4))), rtol=1e-4)
+        assert torch.allclose(
+            kl(q, p)[2, 1], kl(GumbelSinkhorn(1.0, x[2, 1]), GumbelSinkhorn(1.0, torch.zeros(4, 4))), rtol=1e-4
+        )
 
 
 def test_expanded_laws_cost_and_give_the_same():

@@ -102,7 +102,11 @@ def test_mean():
         ((0,), ValueError, "n must be at least 1, but is 0"),
         ((3, torch.ones(3, 3)), TypeError, "allowed must be a boolean tensor"),
         ((3, torch.ones(4, 4).bool()), ValueError, r"allowed must have shape \(..., 3, 3\) for n=3"),
-        ((2, torch.tensor([[[True, True], [True, True]], [[True, False], [True, False]]])), ValueError, "allowed of batch item 1"),
+        (
+            (2, torch.tensor([[[True, True], [True, True]], [[True, False], [True, False]]])),
+            ValueError,
+            "allowed of batch item 1",
+        ),
     ],
 )
 def test_bad_arguments(arguments, error, text):

@@ -1,11 +1,12 @@
 """The main job: identify neurons of several simulated worms on the real connectome, by every method, side by side.
 
-    python -m tutorials.celegans --worms 4 --known 0.2 --eta 0.1 --neurons 139 --steps 1000 --seed 0 --budget 45
+python -m tutorials.celegans --worms 4 --known 0.2 --eta 0.1 --neurons 139 --steps 1000 --seed 0 --budget 45
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
 import os
 import platform
@@ -44,7 +45,9 @@ CEILING_SHARE = 1 / 3
 def build_parser() -> argparse.ArgumentParser:
     """The command line, shared with ``tutorials.celegans.seeds``."""
     parser = argparse.ArgumentParser(
-        prog="python -m tutorials.celegans", description=(__doc__ or "").split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        prog="python -m tutorials.celegans",
+        description=(__doc__ or "").split("\n")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--worms", type=int, default=4, help="number of worms")
     parser.add_argument("--known", type=float, default=0.2, help="share of neurons whose identity is known, 0 to 1")
@@ -78,16 +81,14 @@ def run_method(name: str, worms: Worms, connectome: Connectome, args: argparse.N
     title, fit = METHODS[name]
     options: dict[str, Any] = {"objective": args.objective} if "Gumbel" in title else {}
     result = fit(worms, connectome, seed=seed, budget=args.budget, progress=not args.quiet, **options)
-    result.method = title
-    return result
+    return dataclasses.replace(result, method=title)
 
 
 def run_ceiling(worms: Worms, connectome: Connectome, args: argparse.Namespace, seed: int) -> Identification:
     """The collapsed chain from the truth: what the data can tell at all."""
     budget = CEILING_SHARE * args.budget
     result = fit_collapsed_mcmc(worms, connectome, seed=seed, budget=budget, progress=not args.quiet, initial=worms.truth)
-    result.method = "ceiling"
-    return result
+    return dataclasses.replace(result, method="ceiling")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -101,8 +102,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.out.mkdir(parents=True, exist_ok=True)
         chance = chance_accuracy(worms, seed=args.seed)
         print(
-            f"{worms.num_worms} worms, {worms.num_neurons} neurons, {int(connectome.adjacency.sum())} {args.graph} connections, "
-            f"{float(worms.known.double().mean()):.0%} known, {float(worms.allowed.sum(-1).double().mean()):.1f} candidates a neuron"
+            f"{worms.num_worms} worms, {worms.num_neurons} neurons, {int(connectome.adjacency.sum())} {args.graph} "
+            f"connections, {float(worms.known.double().mean()):.0%} known, "
+            f"{float(worms.allowed.sum(-1).double().mean()):.1f} candidates a neuron"
         )
         results = []
         for name in args.methods:
@@ -120,7 +122,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(markdown_table(scores, chance))
     print()
     names = ", ".join(path.name for path in figures)
-    print(f"{time.perf_counter() - start:.0f} s; results.csv, history.csv, identities.csv, results.json, {names} in {args.out}")
+    print(
+        f"{time.perf_counter() - start:.0f} s; results.csv, history.csv, identities.csv, results.json, {names} in {args.out}"
+    )
     return 0
 
 

@@ -129,9 +129,7 @@ def build_tables(wheels: Path) -> Tables:
         names, chemical, electrical, found = _connections(_read_rows(sheet))
         positions, cell_files = _positions(c302, names)
     found["neurons with a position"] = len(positions)
-    wrong = [
-        f"{what}: found {found[what]}, expected {FACTS[what]}" for what in FACTS if found[what] != FACTS[what]
-    ]
+    wrong = [f"{what}: found {found[what]}, expected {FACTS[what]}" for what in FACTS if found[what] != FACTS[what]]
     if wrong:
         raise ValueError("the wheels do not hold the data expected. " + "; ".join(wrong))
     contents = {
@@ -203,9 +201,7 @@ def _connections(
     totals: dict[str, Counter[Pair]] = {kind: Counter() for kind in ("S", "Sp", "R", "Rp", "EJ")}
     for first, second, kind, count in neural:
         if kind not in totals:
-            raise ValueError(
-                f"Type in NeuronConnect.xls: found {kind!r}, expected NMJ or one of {', '.join(totals)}"
-            )
+            raise ValueError(f"Type in NeuronConnect.xls: found {kind!r}, expected NMJ or one of {', '.join(totals)}")
         source, target = normalize_name(first), normalize_name(second)
         totals[kind][(target, source) if kind in ("R", "Rp") else (source, target)] += count
     names = sorted({name for total in totals.values() for pair in total for name in pair})
@@ -231,12 +227,8 @@ def _connections(
         "pairs in just one of S and, reversed, R": len(totals["S"].keys() ^ totals["R"].keys()),
         "pairs in just one of Sp and, reversed, Rp": len(totals["Sp"].keys() ^ totals["Rp"].keys()),
         "directed electrical pairs (EJ)": len(electrical),
-        "electrical pairs that differ from their reversal": sum(
-            electrical[a, b] != electrical[b, a] for a, b in electrical
-        ),
-        "electrical self-connections (RIBL, RIBR, VA8)": sum(
-            source == target for source, target in electrical
-        ),
+        "electrical pairs that differ from their reversal": sum(electrical[a, b] != electrical[b, a] for a, b in electrical),
+        "electrical self-connections (RIBL, RIBR, VA8)": sum(source == target for source, target in electrical),
         "directed pairs, chemical or electrical": len(directed),
         "directed pairs made symmetric": len(directed | {(b, a) for a, b in directed}),
         "mean in-degree, rounded": round(len(directed) / len(names), 1),
@@ -285,8 +277,7 @@ def _sources(tables: Tables, date: datetime.date) -> str:
     facts = "\n".join(f"| {what} | {number:,} |" for what, number in FACTS.items())
     digests = "\n".join(f"| {what} | `{digest}` |" for what, digest in tables.digests.items())
     licences = "\n\n".join(
-        f"Licence of {package} {VERSIONS[package]}:\n\n```text\n{text}\n```"
-        for package, text in tables.licences.items()
+        f"Licence of {package} {VERSIONS[package]}:\n\n```text\n{text}\n```" for package, text in tables.licences.items()
     )
     return f"""# Sources of the tables in this folder
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from tutorials.celegans.evidence import CollapsedEvidence
 __all__ = ["ExchangeSearch"]
 
 Floats = NDArray[np.float64]
-Places = NDArray[np.int64]
+Places = NDArray[np.signedinteger[Any]]
 
 _CHUNK = 2_000_000
 """Numbers in a batch of gathered matrices."""
@@ -55,7 +56,7 @@ class ExchangeSearch:
         self._padded = np.full((n, max(1, int(self._degrees.max()))), n)
         for i, parents in enumerate(self._parents):
             self._padded[i, : len(parents)] = parents
-        self._touched = adjacency.T | np.eye(n, dtype=bool)  # [a, i]: row i changes when a moves
+        self._touched: NDArray[np.bool_] = adjacency.T | np.eye(n, dtype=bool)  # [a, i]: row i changes when a moves
         a, b = np.triu_indices(n, 1)
         self._pairs = np.stack([a, b], 1)
         if worms <= _ALL_SUBSETS:
@@ -124,12 +125,15 @@ class ExchangeSearch:
             out[part] = 0.5 * (self._bound - pivots[:, width] ** 2) - logdet
         return out
 
-    def gains(self, index: Tensor, labels: NDArray[np.bool_] | None = None) -> tuple[Floats, Places, Places]:
+    def gains(
+        self, index: Tensor, labels: NDArray[np.bool_] | None = None, *, coarse: bool = False
+    ) -> tuple[Floats, Places, Places]:
         """Change of the log evidence by every allowed exchange.
 
         Args:
             index: present permutations, long, shape (J, n).
             labels: bool, shape (n,): only exchanges that touch one of these; None for all.
+            coarse: of each pair of labels only the exchange in all worms that allow it, and those in single worms.
 
         Returns:
             Gains in nats, shape (moves,); the pair of labels of each move, shape (moves, 2); its worms as a number of a
@@ -143,7 +147,11 @@ class ExchangeSearch:
         feasible = self._feasible(hard)
         if labels is not None:
             feasible &= labels[self._pairs].any(1, keepdims=True)
-        pair, chosen = np.nonzero((feasible[:, None, :] | ~self._sets[None]).all(-1))
+        possible = (feasible[:, None, :] | ~self._sets[None]).all(-1)
+        if coarse:
+            size = self._sets.sum(1)
+            possible &= (size == 1) | (size == feasible.sum(1)[:, None])
+        pair, chosen = np.nonzero(possible)
         swaps = self._pairs[pair]
         touched = self._touched[swaps[:, 0]] | self._touched[swaps[:, 1]]
         move, row = np.nonzero(touched)
@@ -152,7 +160,8 @@ class ExchangeSearch:
         n = len(self._parents)
         none = np.zeros((n, 2), dtype=np.int64)
         before = self._row_scores(np.arange(n), B, C, np.zeros(n, dtype=np.int64), none)
-        total = np.bincount(move, after - before[row], minlength=len(swaps))
+        total = np.zeros(len(swaps))
+        np.add.at(total, move, after - before[row])
         return total, swaps, chosen
 
     def improve(self, index: Tensor, *, seconds: float = math.inf) -> tuple[Tensor, float]:
@@ -167,13 +176,14 @@ class ExchangeSearch:
         """
         start, longest = time.perf_counter(), 0.0
         now, gained = index.clone(), 0.0
-        stale = np.zeros(len(self._parents), dtype=bool)
-        whole = True
-        while (whole or stale.any()) and time.perf_counter() - start + longest < seconds:
+        # Coarse rounds while they find something; then rounds over everything, first where exchanges reached.
+        labels: NDArray[np.bool_] | None = None
+        coarse = True
+        while time.perf_counter() - start + longest < seconds:
             began = time.perf_counter()
-            gains, swaps, chosen = self.gains(now, None if whole else stale)
+            gains, swaps, chosen = self.gains(now, labels, coarse=coarse)
             longest = max(longest, time.perf_counter() - began)
-            busy = np.zeros_like(stale)
+            busy = np.zeros(len(self._parents), dtype=bool)
             for move in np.argsort(-gains):
                 if gains[move] <= _LEAST_GAIN:
                     break
@@ -186,14 +196,20 @@ class ExchangeSearch:
                 part = now[worms]
                 now[worms] = torch.where(part == a, b, torch.where(part == b, a, part))
                 gained += float(gains[move])
-            # Look first where the exchanges reached; when that is dry, once more everywhere.
-            whole, stale = (not whole) and not busy.any(), busy
+            if busy.any():
+                labels = busy
+            elif labels is not None:
+                labels = None
+            elif coarse:
+                coarse = False
+            else:
+                break
         return now, gained
 
     def _reach(self, a: int, b: int) -> NDArray[np.bool_]:
         """Labels whose exchanges an exchange of two labels can affect: theirs, their children's and their parents'."""
         rows = self._touched[a] | self._touched[b]
-        reach = rows.copy()
+        reach: NDArray[np.bool_] = rows.copy()
         for i in np.flatnonzero(rows):
             reach[self._parents[i]] = True
         return reach

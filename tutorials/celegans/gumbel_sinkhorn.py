@@ -5,7 +5,7 @@ from __future__ import annotations
 import pyro
 import torch
 from pyro.infer import SVI, Trace_ELBO
-from pyro.optim import Adam
+from pyro.optim import PyroOptim
 from torch import Tensor
 
 import pyro_gs as pgs
@@ -23,9 +23,12 @@ SAMPLES = 1
 """Samples of the permutations in a step."""
 
 STEP_SIZES = (0.1, 0.01)
-"""Adam's step size at the start and the end of the run, geometric in between."""
+"""Adam's step size at the start and the end of each stretch between exchanges, geometric in between."""
 
-EXCHANGES = (0.35, 0.6, 0.8)
+RESTART = 0.5
+"""Step size at the start of later stretches, as a share of the first's."""
+
+EXCHANGES = (0.45, 0.7, 0.88)
 """Shares of the run after which identities are exchanged between worms."""
 
 LONGEST_EXCHANGE = 0.2
@@ -102,19 +105,19 @@ def fit(
     pyro.set_rng_seed(seed)
     pyro.clear_param_store()
     allowed = worms.allowed
-    evidence = CollapsedEvidence(
-        connectome.adjacency, Statistics.from_traces(worms.traces), worms.sigma, worms.weight_scale
-    )
+    evidence = CollapsedEvidence(connectome.adjacency, Statistics.from_traces(worms.traces), worms.sigma, worms.weight_scale)
     search = ExchangeSearch(evidence, allowed) if exchange else None
     guide = pgs.AutoGumbelSinkhorn(collapsed_model, temperature=temperature, init_scale=0.0, objective=objective)
-    optimizer = Adam({"lr": STEP_SIZES[0]})
+    adam = {"lr": STEP_SIZES[0]}
+    optimizer = PyroOptim(torch.optim.Adam, adam)
     elbo = Trace_ELBO(num_particles=samples, vectorize_particles=True, max_plate_nesting=1)
     svi = SVI(pgs.relax(collapsed_model, temperature=temperature), guide, optimizer, elbo)
     guide(evidence, allowed)
     if initial is not None:
         guide.set_logits("P", torch.where(allowed, INITIAL_LOGIT * onehot(initial), -torch.inf))
 
-    due, total, count, gained = list(EXCHANGES), 0.0, 0, 0.0
+    due, total, count, gained = list(EXCHANGES) if exchange else [], 0.0, 0, 0.0
+    began, first = 0.0, STEP_SIZES[0]
     for _ in run:
         if search is not None and due and run.fraction > due[0]:
             due.pop(0)
@@ -123,7 +126,13 @@ def fit(
             guide.set_logits("P", relabel(guide.logits("P").detach(), old, new, allowed))
             optimizer.optim_objs.clear()  # Adam's moments belong to the old labels
             gained += gain
-        set_step_size(optimizer, STEP_SIZES[0] * (STEP_SIZES[1] / STEP_SIZES[0]) ** run.fraction)
+            began, first = run.fraction, RESTART * STEP_SIZES[0]
+        ends = due[0] if due else 1.0
+        share = min(1.0, (run.fraction - began) / max(1e-9, ends - began))
+        adam["lr"] = first * (STEP_SIZES[1] / first) ** share
+        for inner in optimizer.optim_objs.values():
+            for group in inner.param_groups:
+                group["lr"] = adam["lr"]
         total -= svi.step(evidence, allowed)
         count += 1
         if run.due:
@@ -133,11 +142,3 @@ def fit(
     index = pgs.to_index(guide.median()["P"])
     extra = {"steps": float(run.step), "gained by exchanges": gained}
     return Identification("Gumbel-Sinkhorn VI", marginals, index, run.history, run.seconds, extra)
-
-
-def set_step_size(optimizer: Adam, step_size: float) -> None:
-    """Set the step size of all parameters, of those that the optimizer has not met yet too."""
-    optimizer.pt_optim_args["lr"] = step_size
-    for inner in optimizer.optim_objs.values():
-        for group in inner.param_groups:
-            group["lr"] = step_size

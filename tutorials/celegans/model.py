@@ -32,7 +32,7 @@ def full_model(worms: Worms, connectome: Connectome) -> Tensor:
     prior = dist.Normal(worms.traces.new_zeros(len(edges[0])), worms.weight_scale).to_event(1)
     weights = pyro.sample("W", prior)
     n = worms.num_neurons
-    W = weights.new_zeros(weights.shape[:-1] + (n, n))
+    W = weights.new_zeros((*weights.shape[:-1], n, n))
     W[..., edges[0], edges[1]] = weights
     before, after = worms.traces[:, :-1], worms.traces[:, 1:]
     with pyro.plate("worms", worms.num_worms):

@@ -164,7 +164,7 @@ def _draw_connectome(path: Path, connectome: Connectome) -> Path:
     axes.set(
         xlabel="position along the body, head to tail (µm)",
         ylabel="dorsal-ventral (µm)",
-        title=f"{len(connectome.names)} neurons of C. elegans, {int(connectome.adjacency.sum())} {connectome.graph} connections",
+        title=f"{len(connectome)} neurons of C. elegans, {int(connectome.adjacency.sum())} {connectome.graph} connections",
     )
     return _save(figure, path)
 
@@ -178,7 +178,9 @@ def _draw_activity(path: Path, worms: Worms, connectome: Connectome) -> Path:
     body = connectome.body[worms.truth[0]]
     orders = {"as observed: an order of its own": torch.arange(worms.num_neurons), "sorted along the body": body.argsort()}
     for ax, (title, order) in zip(axes, orders.items(), strict=True):
-        image = ax.imshow(shown[:, order].T.numpy(), aspect="auto", cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="none")
+        image = ax.imshow(
+            shown[:, order].T.numpy(), aspect="auto", cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="none"
+        )
         ax.set(xlabel="time step", title=f"worm 1, {title}")
     axes[0].set_ylabel("neuron")
     figure.colorbar(image, ax=axes, label="activity", pad=0.01)
@@ -203,7 +205,11 @@ def _draw_marginals(path: Path, results: list[Identification], worms: Worms, con
     ]
     columns = 4
     figure, axes = plt.subplots(
-        -(-len(panels) // columns), columns, figsize=(11, 2.9 * -(-len(panels) // columns)), squeeze=False, layout="constrained"
+        -(-len(panels) // columns),
+        columns,
+        figsize=(11, 2.9 * -(-len(panels) // columns)),
+        squeeze=False,
+        layout="constrained",
     )
     for ax in axes.flat:
         ax.axis("off")
@@ -235,7 +241,12 @@ def _draw_accuracy(path: Path, results: list[Identification], worms: Worms, chan
         ax.scatter(each, [place] * len(each), s=10, color="black", zorder=3)
     ax.axvline(chance, color="black", ls=":", lw=1)
     ax.text(chance, len(ordered) - 0.45, "chance", ha="center", va="bottom", fontsize=8)
-    ax.set(yticks=range(len(ordered)), yticklabels=[r.method for r in ordered], xlim=(0, 1.1), xlabel="accuracy (dots: each worm)")
+    ax.set(
+        yticks=range(len(ordered)),
+        yticklabels=[r.method for r in ordered],
+        xlim=(0, 1.1),
+        xlabel="accuracy (dots: each worm)",
+    )
     return _save(figure, path)
 
 
@@ -247,13 +258,20 @@ def _draw_progress(path: Path, results: list[Identification], worms: Worms, chan
             continue
         seconds = [look.seconds for look in result.history]
         color = COLORS.get(result.method, "#777777")
-        axes[0].plot(seconds, [accuracy(look.index, worms.truth) for look in result.history], color=color, label=result.method)
+        axes[0].plot(
+            seconds, [accuracy(look.index, worms.truth) for look in result.history], color=color, label=result.method
+        )
         axes[1].plot(seconds, [look.objective for look in result.history], color=color)
     axes[0].axhline(chance, color="black", ls=":", lw=1)
     axes[0].set(xlabel="seconds", ylabel="accuracy", ylim=(0, 1.02), title="accuracy over time (dotted: chance)")
     best = max((look.objective for r in results for look in r.history), default=0.0)
     low = _lowest_shown(axes[1], best)
-    axes[1].set(xlabel="seconds", ylabel="nats", title="objective over time: ELBO, or log p(Y, P)", ylim=(low, best + 0.03 * (best - low)))
+    axes[1].set(
+        xlabel="seconds",
+        ylabel="nats",
+        title="objective over time: ELBO, or log p(Y, P)",
+        ylim=(low, best + 0.03 * (best - low)),
+    )
     figure.legend(loc="outside right center", fontsize=8, frameon=False)
     return _save(figure, path)
 

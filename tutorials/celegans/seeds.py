@@ -1,6 +1,6 @@
 """The second command: methods over several seeds, with the median.
 
-    python -m tutorials.celegans.seeds --seeds 0 1 2 3 4 --budget 90 --methods gumbel-sinkhorn
+python -m tutorials.celegans.seeds --seeds 0 1 2 3 4 --budget 90 --methods gumbel-sinkhorn
 """
 
 from __future__ import annotations
@@ -56,8 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     print("\n| method | median | lowest | highest | calibration error | seeds |\n| --- | --- | --- | --- | --- | --- |")
     for method, scores in sorted(found.items(), key=lambda item: -statistics.median(s.accuracy for s in item[1])):
         right = [s.accuracy for s in scores]
-        error = statistics.median(s.calibration_error for s in scores)
-        print(f"| {method} | {statistics.median(right):.3f} | {min(right):.3f} | {max(right):.3f} | {error:.3f} | {len(right)} |")
+        off = statistics.median(s.calibration_error for s in scores)
+        spread = f"{statistics.median(right):.3f} | {min(right):.3f} | {max(right):.3f}"
+        print(f"| {method} | {spread} | {off:.3f} | {len(right)} |")
     return 0
 
 

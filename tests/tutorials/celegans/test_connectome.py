@@ -69,9 +69,7 @@ def test_in_degree_of_the_directed_graph(directed: Connectome) -> None:
 
 
 def test_graphs_contain_one_another() -> None:
-    chemical, directed, symmetric = (
-        load_connectome(g).adjacency for g in ("chemical", "directed", "symmetric")
-    )
+    chemical, directed, symmetric = (load_connectome(g).adjacency for g in ("chemical", "directed", "symmetric"))
     assert (directed | chemical).equal(directed)
     assert symmetric.equal(directed | directed.T)
     assert symmetric.equal(symmetric.T)
@@ -103,9 +101,7 @@ def test_adjacency_points_from_column_to_row(directed: Connectome) -> None:
 
 def test_gap_junctions_go_both_ways_and_weights_count_synapses() -> None:
     with (DATA / "connections.csv").open(newline="", encoding="utf-8") as file:
-        rows = [
-            (row["source"], row["target"], row["type"], int(row["weight"])) for row in csv.DictReader(file)
-        ]
+        rows = [(row["source"], row["target"], row["type"], int(row["weight"])) for row in csv.DictReader(file)]
     assert rows == sorted(rows)
     assert min(weight for *_, weight in rows) == 1
     electrical = {(source, target): weight for source, target, kind, weight in rows if kind == "electrical"}
@@ -183,9 +179,7 @@ def test_subset_refuses(directed: Connectome, chosen: list[str], message: str) -
 
 
 @pytest.mark.parametrize("n", [2, 50, 139, 278, 279])
-def test_thin_keeps_one_neuron_of_each_block(
-    directed: Connectome, generator: torch.Generator, n: int
-) -> None:
+def test_thin_keeps_one_neuron_of_each_block(directed: Connectome, generator: torch.Generator, n: int) -> None:
     part = directed.thin(n, generator)
     assert len(part) == n
     assert list(part.names) == sorted(part.names)
@@ -203,9 +197,7 @@ def test_thin_follows_its_generator(directed: Connectome, generator: torch.Gener
     assert directed.thin(100, generator.manual_seed(0)).names == first.names
 
 
-def test_thin_gives_every_neuron_of_a_block_a_chance(
-    directed: Connectome, generator: torch.Generator
-) -> None:
+def test_thin_gives_every_neuron_of_a_block_a_chance(directed: Connectome, generator: torch.Generator) -> None:
     small = directed.subset(list(range(6)))
     kept = {name for _ in range(100) for name in small.thin(2, generator).names}
     assert kept == set(small.names)  # fails with probability below 1e-16
@@ -232,9 +224,7 @@ def test_build_names_the_missing_wheel(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.skipif(
-    "PYRO_GS_WHEELS" not in os.environ, reason="PYRO_GS_WHEELS names no folder with the wheels"
-)
+@pytest.mark.skipif("PYRO_GS_WHEELS" not in os.environ, reason="PYRO_GS_WHEELS names no folder with the wheels")
 def test_tables_are_rebuilt_from_the_wheels(tmp_path: Path) -> None:
     shipped = (DATA / "SOURCES.md").read_text(encoding="utf-8")
     built_on = re.search(r"On (\d{4}-\d{2}-\d{2}), by", shipped)
