@@ -79,11 +79,7 @@ def make_pot(max_iterations: int) -> Maker:
         uniform = torch.full_like(logits[0], 1 / n)
         # POT stops on the Euclidean norm of the column sums' errors, which bounds the largest one.
         options = {"stopThr": TARGET / n, "numItermax": max_iterations, "warn": False}
-
-        def call() -> Result:
-            return n * bregman.sinkhorn_log(uniform, uniform, -logits, temperature, **options), None
-
-        return call, "forward only"
+        return lambda: (n * bregman.sinkhorn_log(uniform, uniform, -logits, temperature, **options), None), "forward only"
 
     return make
 
@@ -252,9 +248,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Options; exits with argparse's message on a bad one."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--n", type=_at_least(2), help="rows and columns (default: 279, with --quick 60)")
-    parser.add_argument(
-        "--temperatures", type=_temperature, nargs="+", default=[1, 0.5, 0.2, 0.1], help="default: 1 .5 .2 .1"
-    )
+    parser.add_argument("--temperatures", type=_temperature, nargs="+", default=[1.0, 0.5, 0.2, 0.1], metavar="T")
     parser.add_argument("--repeats", type=_at_least(1), help="timed calls per cell (default: 7, with --quick 2)")
     parser.add_argument("--threads", type=_at_least(1), help="cores for every library (default: as the system gives)")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="default: cpu")

@@ -20,7 +20,7 @@ from pyro_gs.ops.laplacian import Elimination, grounded_nodes, tie_weights
 from pyro_gs.ops.support import Support, component_sums
 
 _STEP = 0.75  # of the trapezoid rule; its error is below 1e-11, the integrand being analytic in a strip of width pi
-_TAIL = 10.0  # how far beyond the flat part the rule goes: the integrand falls by e^-2 a unit or faster
+_TAIL = 14.0  # how far beyond the flat part the rule goes: the integrand falls by e^-2 a unit or faster
 _CHUNK = 4_000_000
 
 

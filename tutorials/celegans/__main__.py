@@ -66,6 +66,17 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def set_threads(threads: int) -> None:
+    """Set torch's threads.
+
+    Raises:
+        ValueError: ``threads`` is not positive.
+    """
+    if threads < 1:
+        raise ValueError(f"threads={threads}: expected an integer of at least 1")
+    torch.set_num_threads(threads)
+
+
 def make_data(args: argparse.Namespace, seed: int) -> tuple[Connectome, Worms]:
     """Connectome and simulated worms of a seed."""
     whole = load_connectome(args.graph)
@@ -95,9 +106,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the comparison; returns the exit status."""
     args = build_parser().parse_args(argv)
     torch.set_default_dtype(torch.float64)
-    torch.set_num_threads(args.threads)
     start = time.perf_counter()
     try:
+        set_threads(args.threads)
         connectome, worms = make_data(args, args.seed)
         args.out.mkdir(parents=True, exist_ok=True)
         chance = chance_accuracy(worms, seed=args.seed)

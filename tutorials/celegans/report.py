@@ -151,21 +151,23 @@ def _save(figure: Any, path: Path) -> Path:
 
 
 def _draw_connectome(path: Path, connectome: Connectome) -> Path:
-    figure, axes = plt.subplots(figsize=(10, 2.8))
     along, up = connectome.position[:, 1].numpy(), connectome.position[:, 2].numpy()
     receivers, senders = connectome.adjacency.nonzero(as_tuple=True)
-    for i, k in zip(receivers.tolist(), senders.tolist(), strict=True):
-        axes.plot(along[[i, k]], up[[i, k]], color="#2e4057", lw=0.4, alpha=0.15, zorder=1)
-    degree = connectome.adjacency.sum(0) + connectome.adjacency.sum(1)
-    dots = axes.scatter(along, up, s=8 + 2 * degree.numpy(), c=degree.numpy(), cmap="plasma", zorder=2)
-    for i in degree.argsort(descending=True)[:8].tolist():
-        axes.annotate(connectome.names[i], (along[i], up[i]), xytext=(3, 3), textcoords="offset points", fontsize=7)
-    figure.colorbar(dots, ax=axes, label="connections", pad=0.01)
-    axes.set(
-        xlabel="position along the body, head to tail (µm)",
-        ylabel="dorsal-ventral (µm)",
-        title=f"{len(connectome)} neurons of C. elegans, {int(connectome.adjacency.sum())} {connectome.graph} connections",
-    )
+    degree = (connectome.adjacency.sum(0) + connectome.adjacency.sum(1)).numpy()
+    figure, axes = plt.subplots(2, 1, figsize=(10, 5.4), layout="constrained")
+    for ax in axes:
+        for i, k in zip(receivers.tolist(), senders.tolist(), strict=True):
+            ax.plot(along[[i, k]], up[[i, k]], color="#2e4057", lw=0.4, alpha=0.15, zorder=1)
+        dots = ax.scatter(along, up, s=8 + 2 * degree, c=degree, cmap="plasma", zorder=2)
+        ax.set_ylabel("dorsal-ventral (µm)")
+    head = along.min() + 0.12 * (along.max() - along.min())  # half of the neurons lie here
+    for ax, shown in ((axes[0], along > head), (axes[1], along <= head)):
+        for i in np.argsort(-np.where(shown, degree, -1), kind="stable")[:10]:
+            ax.annotate(connectome.names[i], (along[i], up[i]), xytext=(4, 3), textcoords="offset points", fontsize=7)
+    count = f"{len(connectome)} neurons of C. elegans, {int(connectome.adjacency.sum())} {connectome.graph} connections"
+    axes[0].set_title(count)
+    axes[1].set(xlim=(along.min() - 3, head), xlabel="position along the body, head to tail (µm); below: the head")
+    figure.colorbar(dots, ax=axes, label="connections of the neuron", pad=0.01)
     return _save(figure, path)
 
 
@@ -203,11 +205,11 @@ def _draw_marginals(path: Path, results: list[Identification], worms: Worms, con
         *[(f"{r.method}: {accuracy(r.index[:1], worms.truth[:1]):.2f}", r.marginals[0]) for r in results],
         ("truth", onehot(worms.truth[0])),
     ]
-    columns = 4
+    columns = max(3, -(-len(panels) // 2))
     figure, axes = plt.subplots(
         -(-len(panels) // columns),
         columns,
-        figsize=(11, 2.9 * -(-len(panels) // columns)),
+        figsize=(2.5 * columns, 2.9 * -(-len(panels) // columns)),
         squeeze=False,
         layout="constrained",
     )

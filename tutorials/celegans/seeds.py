@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import torch
 
-from tutorials.celegans.__main__ import build_parser, make_data, run_ceiling, run_method
+from tutorials.celegans.__main__ import build_parser, make_data, run_ceiling, run_method, set_threads
 from tutorials.celegans.report import Score, score
 from tutorials.celegans.worms import chance_accuracy
 
@@ -27,9 +27,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--ceiling", action="store_true", help="run the collapsed chain from the truth too")
     args = parser.parse_args(argv)
     torch.set_default_dtype(torch.float64)
-    torch.set_num_threads(args.threads)
     found: dict[str, list[Score]] = {}
     try:
+        set_threads(args.threads)
         args.out.mkdir(parents=True, exist_ok=True)
         path = args.out / "seeds.csv"
         new = not path.exists()

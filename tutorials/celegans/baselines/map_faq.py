@@ -73,7 +73,8 @@ class _Assignment:
         """The identities of the observed neurons, not always allowed ones: (n, n) to (n,) long."""
         if not self._start.size:
             return torch.from_numpy(self._fixed[self._fixed[:, 0].argsort(), 1])
-        options = {"maximize": True, "partial_match": self._fixed, "P0": self._start}
+        rng = np.random.default_rng(0)  # not used from a given P0, but scipy would look at the global one
+        options = {"maximize": True, "partial_match": self._fixed, "P0": self._start, "rng": rng}
         result = quadratic_assignment(self._M, W.numpy() + self._shift, method="faq", options=options)
         return torch.from_numpy(np.asarray(result.col_ind, dtype=np.int64))
 

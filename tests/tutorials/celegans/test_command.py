@@ -1,0 +1,69 @@
+"""The command lines, as a user types them, at a small size."""
+
+import csv
+import json
+
+import pytest
+from matplotlib import image
+
+from tutorials.celegans import seeds
+from tutorials.celegans.__main__ import METHODS, main
+
+SMALL = ["--neurons", "16", "--worms", "2", "--steps", "60", "--eta", "0.3", "--budget", "0.5", "--quiet"]
+
+pytestmark = pytest.mark.usefixtures("float64_only")
+
+
+def test_the_comparison(tmp_path, capsys):
+    assert main([*SMALL, "--out", str(tmp_path / "deep" / "out")]) == 0
+    out = tmp_path / "deep" / "out"
+    printed = capsys.readouterr().out
+    assert "| method | accuracy |" in printed
+    with (out / "results.csv").open() as file:
+        rows = {row["method"]: row for row in csv.DictReader(file)}
+    assert set(rows) == {title for title, _ in METHODS.values()} | {"ceiling"}
+    for title, row in rows.items():
+        assert 0 <= float(row["accuracy"]) <= 1
+        assert f"| {title} | {float(row['accuracy']):.3f} |" in printed
+    content = json.loads((out / "results.json").read_text())
+    assert content["settings"]["neurons"] == 16
+    assert 0 < content["chance"] < 1
+    with (out / "identities.csv").open() as file:
+        assert sum(1 for _ in csv.DictReader(file)) == 16 * 2 * len(rows)
+    for name in ("connectome", "activity", "marginals", "accuracy", "progress"):
+        picture = image.imread(out / f"{name}.png")
+        assert picture.shape[0] > 150
+        assert picture[..., :3].std() > 0.01  # something is drawn
+
+
+def test_seeds_append_and_print_medians(tmp_path, capsys):
+    options = [*SMALL, "--methods", "map", "naive-vi", "--out", str(tmp_path)]
+    assert seeds.main([*options, "--seeds", "0", "1"]) == 0
+    assert seeds.main([*options, "--seeds", "2", "--ceiling"]) == 0
+    with (tmp_path / "seeds.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["seed"] for row in rows] == ["0", "0", "1", "1", "2", "2", "2"]
+    assert "| method | median | lowest | highest |" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "text"),
+    [
+        ("--known", "1.5", "known=1.5"),
+        ("--known", "nan", "known=nan"),
+        ("--eta", "0", "eta=0.0"),
+        ("--worms", "0", "worms=0"),
+        ("--neurons", "500", "n=500"),
+        ("--steps", "1", "steps=1"),
+        ("--budget", "-1", "budget=-1.0"),
+        ("--threads", "0", "threads=0"),
+        ("--sigma", "-2", "sigma=-2.0"),
+    ],
+)
+def test_bad_options_are_refused(option, value, text, tmp_path, capsys):
+    options = [*SMALL, "--out", str(tmp_path)]
+    options = [*options, option, value]
+    assert main(options) == 2
+    assert text in capsys.readouterr().err
+    assert seeds.main(options) == 2
+    assert text in capsys.readouterr().err

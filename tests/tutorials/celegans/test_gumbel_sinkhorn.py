@@ -1,0 +1,123 @@
+"""The guide's fit: exchanges against brute force, relabelling, determinism, and that it identifies an easy network."""
+
+import itertools
+
+import pytest
+import torch
+
+import pyro_gs as pgs
+from tutorials.celegans import gumbel_sinkhorn
+from tutorials.celegans.connectome import load_connectome
+from tutorials.celegans.evidence import CollapsedEvidence, Statistics
+from tutorials.celegans.exchange import ExchangeSearch
+from tutorials.celegans.identification import random_allowed
+from tutorials.celegans.worms import accuracy, simulate
+
+pytestmark = pytest.mark.usefixtures("float64_only")
+
+
+def make(n, worms, steps=200, **options):
+    torch.set_default_dtype(torch.float64)
+    whole = load_connectome()
+    degree = whole.adjacency.sum(0) + whole.adjacency.sum(1)
+    connectome = whole.subset(sorted(degree.argsort(descending=True)[:n].tolist()))  # well connected: all can be told
+    data = simulate(connectome, worms=worms, steps=steps, seed=1, **options)
+    evidence = CollapsedEvidence(connectome.adjacency, Statistics.from_traces(data.traces), data.sigma, data.weight_scale)
+    return connectome, data, evidence
+
+
+def exchanged(index, pair, worms):
+    a, b = pair
+    out = index.clone()
+    part = out[worms]
+    out[worms] = torch.where(part == a, b, torch.where(part == b, a, part))
+    return out
+
+
+@pytest.mark.parametrize("count", [3, 6])
+def test_gains_of_exchanges_are_differences_of_the_evidence(count):
+    _, data, evidence = make(14, count, known=0.1, eta=0.5)
+    search = ExchangeSearch(evidence, data.allowed)
+    index = random_allowed(data.allowed, torch.Generator().manual_seed(0))
+    gains, swaps, chosen = search.gains(index)
+    before = float(evidence(pgs.to_matrix(index)))
+    for move in range(0, len(gains), max(1, len(gains) // 60)):
+        worms = torch.from_numpy(search._sets[chosen[move]])
+        after = exchanged(index, swaps[move].tolist(), worms)
+        assert bool(data.allowed.gather(2, after[..., None]).all())
+        assert float(gains[move]) == pytest.approx(float(evidence(pgs.to_matrix(after))) - before, abs=1e-6)
+
+
+def test_every_allowed_exchange_is_scored():
+    _, data, evidence = make(10, 2, known=0.2, eta=0.5)
+    index = data.truth
+    _, swaps, chosen = ExchangeSearch(evidence, data.allowed).gains(index)
+    found = set(zip(map(tuple, swaps.tolist()), chosen.tolist(), strict=True))
+    count = 0
+    for pair in itertools.combinations(range(10), 2):
+        for worms in ([0], [1], [0, 1]):
+            after = exchanged(index, pair, torch.tensor(worms))
+            count += bool(data.allowed.gather(2, after[..., None]).all())
+    assert len(found) == len(swaps) == count
+
+
+def test_improving_ends_where_no_exchange_helps():
+    _, data, evidence = make(14, 3, known=0.1, eta=0.5)
+    search = ExchangeSearch(evidence, data.allowed)
+    index = random_allowed(data.allowed, torch.Generator().manual_seed(2))
+    better, gained = search.improve(index)
+    want = float(evidence(pgs.to_matrix(better))) - float(evidence(pgs.to_matrix(index)))
+    assert gained == pytest.approx(want, rel=1e-9)
+    assert gained > 0
+    assert search.gains(better)[0].max() <= 1e-6
+    assert bool(data.allowed.gather(2, better[..., None]).all())
+    same, nothing = search.improve(index, seconds=0.0)
+    assert torch.equal(same, index)
+    assert nothing == 0.0
+
+
+def test_relabelled_logits_have_the_exchanged_mode():
+    _, data, evidence = make(14, 3, known=0.1, eta=0.5)
+    logits = torch.randn(data.allowed.shape).masked_fill(~data.allowed, -torch.inf)
+    old = pgs.to_index(pgs.matching(logits))
+    new, _ = ExchangeSearch(evidence, data.allowed).improve(old)
+    assert not torch.equal(old, new)
+    moved = gumbel_sinkhorn.relabel(logits, old, new, data.allowed)
+    assert torch.equal(moved == -torch.inf, ~data.allowed)
+    rows = torch.arange(14)
+    for j in range(3):
+        assert torch.equal(moved[j, rows, new[j]], logits[j, rows, old[j]])
+
+
+def test_identifies_a_well_recorded_network():
+    # Long recordings: the ceiling is one, and so is the answer.
+    connectome, data, _ = make(20, 3, steps=2000, known=0.2, eta=0.3)
+    result = gumbel_sinkhorn.fit(data, connectome, steps=300, seed=0)
+    assert accuracy(result.index, data.truth) == 1.0
+    assert torch.allclose(result.marginals.sum(-1), torch.ones(3, 24))
+    assert (result.marginals[~data.allowed] == 0).all()
+    assert bool(data.allowed.gather(2, result.index[..., None]).all())
+    assert len(result.history) > 10
+
+
+@pytest.mark.parametrize("options", [{}, {"exchange": False}, {"objective": "density"}, {"objective": "tightened_kl"}])
+def test_same_seed_same_answer(options):
+    connectome, data, _ = make(14, 2, known=0.2, eta=0.4)
+    runs = [gumbel_sinkhorn.fit(data, connectome, steps=12, seed=3, **options) for _ in range(2)]
+    assert torch.equal(runs[0].marginals, runs[1].marginals)
+
+
+def test_starts_where_it_is_told():
+    connectome, data, _ = make(14, 2, known=0.2, eta=0.4)
+    result = gumbel_sinkhorn.fit(data, connectome, steps=1, seed=0, initial=data.truth, exchange=False)
+    assert accuracy(result.index, data.truth) == 1.0
+
+
+def test_bad_input():
+    connectome, data, _ = make(14, 2, known=0.2, eta=0.4)
+    with pytest.raises(ValueError, match="budget=None and steps=None"):
+        gumbel_sinkhorn.fit(data, connectome)
+    with pytest.raises(ValueError, match="objective must be one of"):
+        gumbel_sinkhorn.fit(data, connectome, steps=1, objective="elbo")
+    with pytest.raises(ValueError, match="temperature must be positive"):
+        gumbel_sinkhorn.fit(data, connectome, steps=1, temperature=0.0)
