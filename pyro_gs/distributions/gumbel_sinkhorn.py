@@ -15,9 +15,10 @@ from pyro_gs.distributions.gauge import log_integral
 from pyro_gs.distributions.gumbel import gumbel_noise
 from pyro_gs.distributions.relaxed import RelaxedPermutation, log_of, plain
 from pyro_gs.ops.laplacian import component_logdet
-from pyro_gs.ops.logits import check_floating, check_logits, describe, first_position
+from pyro_gs.ops.logits import check_floating, check_logits, check_temperature, describe, first_position
 from pyro_gs.ops.matching import matching
-from pyro_gs.ops.sinkhorn import check_temperature, default_tol, scale, scaled_logits, warn_unconverged
+from pyro_gs.ops.newton import scale
+from pyro_gs.ops.sinkhorn import default_tol, scaled_logits, warn_unconverged
 from pyro_gs.ops.support import Support, component_sums, find_support
 
 _MAX_ITER = 500

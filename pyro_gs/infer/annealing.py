@@ -9,7 +9,7 @@ from typing import Any
 
 from pyro.infer import SVI
 
-from pyro_gs.ops.sinkhorn import check_temperature
+from pyro_gs.ops.logits import check_temperature
 
 
 def _check_steps(num_steps: int) -> None:

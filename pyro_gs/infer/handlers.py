@@ -17,7 +17,7 @@ from torch.distributions import Independent
 from pyro_gs.distributions import constraints
 from pyro_gs.distributions.gumbel_sinkhorn import GumbelSinkhorn
 from pyro_gs.distributions.uniform_permutation import UniformPermutation
-from pyro_gs.ops.sinkhorn import check_temperature
+from pyro_gs.ops.logits import check_temperature
 
 Temperature = float | Tensor
 Relaxation = Callable[[Any, Temperature], GumbelSinkhorn]
@@ -32,10 +32,12 @@ def register_relaxation(law: type) -> Callable[[Relaxation], Relaxation]:
         law: the class of the discrete law; its subclasses follow unless registered themselves.
 
     Example:
-        >>> @register_relaxation(UniformPermutation)
-        ... def relax_uniform(law, temperature):
-        ...     logits = torch.zeros(law.allowed.shape).masked_fill(~law.allowed, -torch.inf)
-        ...     return GumbelSinkhorn(temperature, logits)
+        >>> import torch
+        >>> class NearIdentity(UniformPermutation):
+        ...     pass
+        >>> @register_relaxation(NearIdentity)
+        ... def relax_near_identity(law, temperature):
+        ...     return GumbelSinkhorn(temperature, 2 * torch.eye(law.n))
     """
 
     def decorate(relaxation: Relaxation) -> Relaxation:

@@ -1,6 +1,9 @@
-"""What a matrix of logits must be before anything is computed from it."""
+"""What logits and a temperature must be before anything is computed from them."""
 
 from __future__ import annotations
+
+import math
+import numbers
 
 import torch
 from torch import Tensor
@@ -64,6 +67,16 @@ def check_logits(logits: Tensor, name: str = "logits", *, half: bool = True) -> 
     )
 
 
-def working_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype that results are delivered in before they are cast back: half precision works in float32."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
+def check_temperature(temperature: float | Tensor, name: str = "temperature") -> None:
+    """Raise unless a temperature is a positive finite number or a floating tensor of such."""
+    if isinstance(temperature, Tensor):
+        check_floating(temperature, name)
+        bad = ~((temperature > 0) & (temperature < torch.inf))
+        if bool(bad.any()):
+            where = first_position(bad) if bad.dim() else ()
+            at = f" at {where}" if where else ""
+            raise ValueError(f"{name} must be positive and finite, but is {float(temperature[where].detach())}{at}")
+    elif isinstance(temperature, bool) or not isinstance(temperature, numbers.Real):
+        raise TypeError(f"{name} must be a number or a tensor, but is {type(temperature).__name__}")
+    elif not 0 < float(temperature) < math.inf:
+        raise ValueError(f"{name} must be positive and finite, but is {temperature}")
