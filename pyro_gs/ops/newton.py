@@ -31,6 +31,7 @@ from pyro_gs.ops.support import Support
 _LEVEL_TOL = 0.05  # marginal error at which a higher temperature hands over to the next
 _LEVEL_RATIO = 4.0
 _SMALL_PIVOT = 1e-8  # of the dual's Hessian; below it rounding of the marginals reaches the potentials
+_NEGLIGIBLE = 1e-150  # an entry whose product with another is nothing
 _LEVEL_STEP = 0.3  # Newton step of a potential at which a higher temperature hands over to the next
 _DIRECT_STEPS = 5
 _LONGEST_STEP = 30.0  # of a potential in one Newton step, so that exp() of it is harmless
@@ -79,6 +80,8 @@ class _Newton:
         self.iterations = torch.zeros(size, dtype=torch.long, device=z.device)
         self.eps = torch.finfo(z.dtype).eps
         self.eye = torch.eye(n, dtype=torch.bool, device=z.device)
+        # Products of tiny entries are subnormal, which processors multiply many times slower; they add nothing.
+        self.cold = bool((spread > 30).any())
 
     def sweep(self, items: Tensor) -> None:
         """A plain sweep in the log domain."""
@@ -103,6 +106,8 @@ class _Newton:
             correction = r / p.sum(-1)
             p.mul_(correction[:, :, None])
             u = u + correction.log()
+            if self.cold:
+                p.masked_fill_(p < _NEGLIGIBLE, 0.0)
             g = c - p.sum(-2)
             error = g.abs().amax(-1)
             self.u[active] = u
