@@ -115,6 +115,23 @@ def test_normalisation_by_another_law(n):
 
 
 @pytest.mark.usefixtures("float64_only")
+@pytest.mark.parametrize("tau", [0.5, 1.0])
+def test_normalisation_with_forbidden_pairs(tau):
+    # Components of 1, 2, 3 and 4 rows in one law, in shuffled order; samples of q, densities of both.
+    torch.manual_seed(8)
+    ring = torch.eye(4) + torch.eye(4).roll(1, 1)
+    allowed = torch.block_diag(torch.ones(1, 1), torch.ones(2, 2), PATTERN.double(), ring).bool()
+    allowed = allowed[torch.randperm(10)][:, torch.randperm(10)]
+    p = GumbelSinkhorn(tau, (0.3 * torch.randn(10, 10)).masked_fill(~allowed, -torch.inf))
+    q = GumbelSinkhorn(tau, torch.zeros(10, 10).masked_fill(~allowed, -torch.inf))
+    value = q.sample(torch.Size((2_000,)))
+    ratio = (p.log_prob(value) - q.log_prob(value)).exp()
+    error = float(ratio.std()) / len(ratio) ** 0.5
+    assert error < 0.08
+    assert abs(float(ratio.mean()) - 1) < 4 * error + 0.01
+
+
+@pytest.mark.usefixtures("float64_only")
 def test_agrees_with_a_histogram_of_its_samples():
     # Shares of P_00 in ten bins: of the law's own samples, and of uniform matrices weighted by the density.
     torch.manual_seed(5)
