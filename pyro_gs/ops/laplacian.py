@@ -90,10 +90,16 @@ class Elimination:
             if rho is not None:
                 # A new tie i-j in parallel to the path i-k-j carries the average of their drops.
                 own, old = rho[:, k, :k], rho[:, :k, :k]
-                mix = (mesh - new.clamp(min=-1e300)).exp() if log else mesh / new.clamp(min=1e-300)
+                if log:
+                    below = new.clamp(min=-1e300)
+                    mix, keep = (mesh - below).exp(), (w[:, :k, :k] - below).exp()
+                else:
+                    below = new.clamp(min=1e-300)
+                    mix, keep = mesh / below, w[:, :k, :k] / below
                 mix.diagonal(0, -2, -1).zero_()
                 self.source[:, k] += (share * own).sum(-1)
-                old += mix * (own[:, None, :] - own[:, :, None] - old)
+                # Not old + mix * (...): an old drop may be huge where its share is small.
+                rho[:, :k, :k] = keep * old + mix * (own[:, None, :] - own[:, :, None])
             w[:, :k, :k] = new
 
     def potentials(self) -> Tensor:
@@ -102,6 +108,15 @@ class Elimination:
         for k in range(1, x.shape[-1]):
             x[:, k] = self.source[:, k] + (self.share[:, k, :k] * x[:, :k]).sum(-1)
         return x
+
+    def differences(self) -> Tensor:
+        """``x_k - x_j`` of :meth:`potentials`, (b, n, n), without forming potentials, which may be huge and alike."""
+        out = torch.zeros_like(self.share)
+        for k in range(1, out.shape[-1]):
+            row = self.source[:, k, None] + (self.share[:, k, None, :k] @ out[:, :k, :k])[:, 0]
+            row = row.masked_fill(self.grounded[:, k, None], 0.0)
+            out[:, k, :k], out[:, :k, k] = row, -row
+        return out
 
     def resistances(self) -> Tensor:
         """Effective resistances (b, n, n), the gradient of the log-determinant in the weights of the ties.
@@ -273,6 +288,36 @@ def component_logdet(log_p: Tensor, support: Support) -> Tensor:
     return out.reshape(log_p.shape[:-2])
 
 
+def _solve(
+    p: Tensor, log_p: Tensor, grounded: Tensor, flow: Tensor | None, right: Tensor | None, *, differences: bool
+) -> Tensor:
+    """:func:`solve_laplacian`, or all differences ``x_k - x_j`` of its solution, (b, n, n)."""
+    weights = p.mT @ p
+    factor, good = trusted_cholesky(weights, grounded)
+    total = 0.0 if flow is None else flow.sum(-1)
+    total = total if right is None else total + right
+    assert isinstance(total, Tensor)
+    out = torch.cholesky_solve(total.masked_fill(grounded, 0.0)[..., None], factor)[..., 0]
+    if differences:
+        out = out[:, :, None] - out[:, None, :]
+    if not bool(good.all()):
+        bad = ~good
+        w, ground, given = weights[bad], grounded[bad], None if right is None else right[bad]
+        drops = None if flow is None else torch.where(w > _TINY, flow[bad] / w.clamp(min=_TINY), 0.0)
+
+        def read(found: Elimination) -> Tensor:
+            return found.differences() if differences else found.potentials()
+
+        found = Elimination(w, ground, drops, given)
+        x = read(found)
+        low = found.failed
+        if bool(low.any()):
+            parts = [None if part is None else part[low] for part in (drops, given)]
+            x[low] = read(Elimination(log_tie_weights(log_p[bad][low]), ground[low], *parts, log=True))
+        out[bad] = x
+    return out
+
+
 def solve_laplacian(
     p: Tensor, log_p: Tensor, grounded: Tensor, flow: Tensor | None = None, right: Tensor | None = None
 ) -> Tensor:
@@ -288,24 +333,15 @@ def solve_laplacian(
     Returns:
         Tensor of shape (b, n); no gradient.
     """
-    weights = p.mT @ p
-    factor, good = trusted_cholesky(weights, grounded)
-    total = 0.0 if flow is None else flow.sum(-1)
-    total = total if right is None else total + right
-    assert isinstance(total, Tensor)
-    out = torch.cholesky_solve(total.masked_fill(grounded, 0.0)[..., None], factor)[..., 0]
-    if not bool(good.all()):
-        bad = ~good
-        w, ground, given = weights[bad], grounded[bad], None if right is None else right[bad]
-        drops = None if flow is None else torch.where(w > _TINY, flow[bad] / w.clamp(min=_TINY), 0.0)
-        found = Elimination(w, ground, drops, given)
-        x = found.potentials()
-        low = found.failed
-        if bool(low.any()):
-            parts = [None if part is None else part[low] for part in (drops, given)]
-            x[low] = Elimination(log_tie_weights(log_p[bad][low]), ground[low], *parts, log=True).potentials()
-        out[bad] = x
-    return out
+    return _solve(p, log_p, grounded, flow, right, differences=False)
+
+
+def solve_differences(p: Tensor, log_p: Tensor, grounded: Tensor, flow: Tensor) -> Tensor:
+    """Differences ``x_k - x_j`` (b, n, n) of the solution of ``L x = sum_k F_jk``, meaningful within components.
+
+    Near a permutation the potentials may be huge and nearly alike inside a cluster; their differences are computed as such.
+    """
+    return _solve(p, log_p, grounded, flow, None, differences=True)
 
 
 class LaplacianSolve(torch.autograd.Function):

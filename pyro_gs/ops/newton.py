@@ -22,6 +22,7 @@ from pyro_gs.ops.laplacian import (
     assemble,
     grounded_nodes,
     log_tie_weights,
+    solve_differences,
     tie_weights,
     trusted_cholesky,
 )
@@ -320,9 +321,13 @@ class _LogSinkhorn(torch.autograd.Function):
             q = scaled.exp()
             cross = q.mT @ (grad * (-half).exp())
         flow = cross.mT - cross
-        b = LaplacianSolve.apply(q, scaled.detach(), ctx.grounded, flow, None)
+        if torch.is_grad_enabled():  # a second derivative is wanted
+            b = LaplacianSolve.apply(q, scaled.detach(), ctx.grounded, flow, None)
+            apart = b[:, :, None] - b[:, None, :]
+        else:
+            apart = solve_differences(q, scaled, ctx.grounded, flow)
         # a_i + b_j with a = (g_r - P b) / r, as differences of b: near a permutation a_i and -b_j nearly agree.
-        both = grad.sum(-1, keepdim=True) - p @ (b[:, :, None] - b[:, None, :])
+        both = grad.sum(-1, keepdim=True) - p @ apart
         if ctx.log_r is not None:
             both = both * (-ctx.log_r).exp()[:, :, None]
         return grad - p * both, None, None, None, None
