@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import NoReturn
+
 import torch
 from torch import Tensor
+from torch.distributions import biject_to, transform_to
 from torch.distributions.constraints import Constraint
 
 # Error of a marginal that a dtype's Sinkhorn result, summed in that dtype, may show.
@@ -63,6 +66,18 @@ class Permutation(Constraint):
     def __repr__(self) -> str:
         return "Permutation()" if self.allowed is None else f"Permutation(allowed={tuple(self.allowed.shape)})"
 
+
+def _no_transform(constraint: Constraint) -> NoReturn:
+    raise NotImplementedError(
+        f"{constraint} has no unconstraining transform, so a site with it is not for NUTS, HMC or guides such as "
+        "AutoNormal; fit it with pyro_gs.AutoGumbelSinkhorn and hide it from the rest: "
+        "poutine.block(model, hide=['P']) with its name"
+    )
+
+
+for _kind in (DoublyStochastic, Permutation):
+    biject_to.register(_kind, _no_transform)
+    transform_to.register(_kind, _no_transform)
 
 doubly_stochastic = DoublyStochastic()
 permutation = Permutation()

@@ -15,12 +15,14 @@ import math
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
-from pyro_gs.ops.laplacian import Elimination, grounded_nodes, tie_weights
+from pyro_gs.ops.laplacian import Elimination, grounded_nodes, log_tie_weights
 from pyro_gs.ops.support import Support, component_sums
 
 _STEP = 0.75  # of the trapezoid rule; its error is below 1e-11, the integrand being analytic in a strip of width pi
 _TAIL = 14.0  # how far beyond the flat part the rule goes: the integrand falls by e^-2 a unit or faster
+_NODES = 160  # along each axis at the most
 _CHUNK = 4_000_000
 
 
@@ -86,13 +88,13 @@ def _exact_correction(
     block = flat[item[:, None, None], rows[:, :, None], columns[:, None, :]]
     n_i = counts[0].reshape(-1, n)[item[:, None], rows]
     m_j = counts[1].reshape(-1, n)[item[:, None], columns]
-    w = tie_weights(block + 0.5 * n_i.log()[..., None])
+    log_w = log_tie_weights(block + 0.5 * n_i.log()[..., None])
     if size == 2:
-        logdet = w[:, 0, 1].log()
+        logdet = log_w[:, 0, 1]
         exact = _pair_integral(block)
     else:
-        a, b, c = w[:, 0, 1], w[:, 0, 2], w[:, 1, 2]
-        logdet = (a * b + a * c + b * c).log()  # spanning trees of a triangle
+        a, b, c = log_w[:, 0, 1], log_w[:, 0, 2], log_w[:, 1, 2]
+        logdet = torch.logsumexp(torch.stack([a + b, a + c, b + c]), 0)  # spanning trees of a triangle
         exact = _triple_integral(block, n_i, m_j)
     if detach:
         logdet = logdet.detach()
@@ -121,24 +123,37 @@ def _pair_integral(block: Tensor) -> Tensor:
 
 
 def _triple_integral(block: Tensor, n_i: Tensor, m_j: Tensor) -> Tensor:
-    """Three columns by the trapezoid rule over the plane, exact to about 1e-8."""
+    """Three columns by the trapezoid rule over the plane.
+
+    Exact to about 1e-9 while the entries of ``block`` are above e^-40; for values further out in the tails the step grows
+    with the flat part of the integrand, so that the number of nodes does not.
+    """
     flat = torch.where(block > -torch.inf, -block, 0.0).detach().amax((-2, -1))
     out = []
     order = flat.argsort()
     start = 0
     while start < len(order):
         radius = float(flat[order[start]]) + _TAIL
-        size = max(1, int(_CHUNK / (9 * (2 * radius / _STEP + 3) ** 2)))
-        part = order[start : start + size]
-        steps = math.ceil((float(flat[part[-1]]) + _TAIL) / _STEP)
-        axis = _STEP * torch.arange(-steps, steps + 1, dtype=block.dtype, device=block.device)
-        beta = torch.cartesian_prod(axis, axis)
-        beta = torch.cat([torch.zeros_like(beta[:, :1]), beta], -1)
-        rows = torch.logsumexp(block[part][:, None] + beta[:, None, :], -1)
-        value = (m_j[part][:, None] * beta).sum(-1) - (n_i[part][:, None] * rows).sum(-1)
-        out.append(torch.logsumexp(value, -1) + 2 * math.log(_STEP))
-        start += size
+        nodes = min(2 * radius / _STEP, _NODES) + 3
+        part = order[start : start + max(1, int(_CHUNK / (9 * nodes**2)))]
+        radius = float(flat[part[-1]]) + _TAIL
+        step = max(_STEP, 2 * radius / _NODES)
+        arguments = (block[part], n_i[part], m_j[part], step, math.ceil(radius / step))
+        if block.requires_grad:  # keep nothing of the nodes for the backward pass
+            out.append(checkpoint(_trapezoid, *arguments, use_reentrant=False, preserve_rng_state=False))
+        else:
+            out.append(_trapezoid(*arguments))
+        start += len(part)
     return torch.cat(out)[order.argsort()]
+
+
+def _trapezoid(block: Tensor, n_i: Tensor, m_j: Tensor, step: float, count: int) -> Tensor:
+    axis = step * torch.arange(-count, count + 1, dtype=block.dtype, device=block.device)
+    beta = torch.cartesian_prod(axis, axis)
+    beta = torch.cat([torch.zeros_like(beta[:, :1]), beta], -1)
+    rows = torch.logsumexp(block[:, None] + beta[:, None, :], -1)
+    value = (m_j[:, None] * beta).sum(-1) - (n_i[:, None] * rows).sum(-1)
+    return torch.logsumexp(value, -1) + 2 * math.log(step)
 
 
 def _importance(log_q: Tensor, support: Support, num_particles: int, counts: tuple[Tensor, Tensor]) -> Tensor:
@@ -151,7 +166,7 @@ def _importance(log_q: Tensor, support: Support, num_particles: int, counts: tup
     n_i, m_j = counts[0].reshape(-1, n), counts[1].reshape(-1, n)
     with torch.no_grad():
         grounded = grounded_nodes(support, log_q).reshape(-1, n)
-        found = Elimination(tie_weights(flat + 0.5 * n_i.log()[..., None]), grounded)
+        found = Elimination(log_tie_weights(flat + 0.5 * n_i.log()[..., None]), grounded, log=True)
         noise = torch.randn(num_particles, *m_j.shape, dtype=log_q.dtype, device=log_q.device)
         noise = noise.masked_fill(grounded, 0.0)
         unit = torch.eye(n, dtype=log_q.dtype, device=log_q.device) - found.share
@@ -159,7 +174,13 @@ def _importance(log_q: Tensor, support: Support, num_particles: int, counts: tup
         beta = torch.linalg.solve_triangular(unit, scaled.permute(1, 2, 0), upper=False).permute(2, 0, 1)
         top = beta.amax(-1, keepdim=True)
         weight = (beta - top).exp()
-    rows = torch.einsum("bij,kbj->kbi", flat.exp(), weight).log() + top
+        far = bool(
+            (top - beta.amin(-1, keepdim=True) > 300).any() | (torch.where(flat > -torch.inf, flat, 0.0) < -300).any()
+        )
+    if far:  # products would underflow
+        rows = torch.stack([torch.logsumexp(flat + b[:, None, :], -1) for b in beta])
+    else:
+        rows = torch.einsum("bij,kbj->kbi", flat.exp(), weight).log() + top
     by_column = component_sums((m_j * beta + 0.5 * noise.square()).reshape(num_particles, *log_q.shape[:-1]), support)
     by_row = component_sums((n_i * rows).reshape(num_particles, *log_q.shape[:-1]), support, rows=True)
     return torch.logsumexp(by_column - by_row, 0) - math.log(num_particles)

@@ -245,10 +245,19 @@ class GumbelSinkhorn(TorchDistribution):
             return
         item = first_position(~good) if good.dim() else ()
         one = value.expand(good.shape + self.event_shape)[item]
+        allowed = self._support.allowed
+        if allowed is not None:
+            outside = (one != 0) & ~allowed.expand(good.shape + self.event_shape)[item]
+            if bool(outside.any()):
+                row, column = first_position(outside)
+                raise ValueError(
+                    f"value{describe(item)} is not in the support of {type(self).__name__}: expected zero where logits are "
+                    f"-inf, but it is {float(one[row, column]):g} at row {row}, column {column}"
+                )
         error = max(float((one.sum(dim) - 1).abs().max()) for dim in (-2, -1))
         raise ValueError(
-            f"value{describe(item)} is not in the support of {type(self).__name__}: expected a doubly stochastic matrix "
-            f"that is zero where logits are -inf, but its smallest entry is {float(one.min()):g} and a row or column sum "
+            f"value{describe(item)} is not in the support of {type(self).__name__}: expected a doubly stochastic matrix, "
+            f"but its smallest entry is {float(one.min()):g} and a row or column sum "
             f"is off by {error:.2g}"
         )
 

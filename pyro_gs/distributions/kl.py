@@ -118,7 +118,7 @@ def tightened_kl(q: GumbelSinkhorn, p: GumbelSinkhorn) -> Tensor:
         log_r = log_r + rows.log()[..., None]
     ratio = t0 / t
     entry = -ratio.log() + _EULER * (ratio - 1) + torch.lgamma(1 + ratio)
-    total = rows.sum(-1) * entry - torch.where(z > -torch.inf, log_r, 0.0).sum((-2, -1))
+    total = (rows.sum(-1) * entry - torch.where(z > -torch.inf, log_r, 0.0).sum((-2, -1))).clamp(min=0.0)  # of rounding
     total = torch.where(_same_support(q, p), total, torch.inf)
     return total.expand(batch).to(q.logits.dtype)
 

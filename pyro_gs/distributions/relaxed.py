@@ -22,23 +22,50 @@ _CARRIED = {
 }  # fmt: skip
 
 
-class _Log:
-    """A logarithm, or a function that computes it when it is first needed."""
+_CONVERSIONS = {"to", "double", "float", "cpu", "cuda"}
+_SET_DATA = Tensor.data.__set__  # type: ignore[attr-defined]
 
-    def __init__(self, source: Tensor | Callable[[], Tensor]) -> None:
+
+class _Log:
+    """A logarithm, or a function that computes it when it is first needed, with gradients as at the time of its making."""
+
+    def __init__(self, source: Tensor | Callable[[], Tensor], version: int) -> None:
         self.source = source
+        self.version = version
+        self.grad = torch.is_grad_enabled()
 
     def __call__(self) -> Tensor:
         if not isinstance(self.source, Tensor):
-            self.source = self.source()
+            with torch.set_grad_enabled(self.grad):
+                self.source = self.source()
         return self.source
+
+
+class _Link(torch.autograd.Function):
+    """A logarithm that came along, as a function of a value that became a leaf."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, log_p: Tensor) -> Tensor:
+        ctx.save_for_backward(value)
+        return log_p.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (value,) = ctx.saved_tensors
+        return torch.where(value > 0, grad / value.clamp(min=torch.finfo(value.dtype).tiny), 0.0), None
+
+
+def _version(value: Tensor) -> int:
+    """Number of changes in place, through whichever view."""
+    with torch._C.DisableTorchFunctionSubclass():
+        return 0 if value.is_inference() else value._version
 
 
 class RelaxedPermutation(Tensor):
     """A doubly stochastic tensor (..., n, n) with its logarithm.
 
     Copies, moves, expansions and selections of batch items keep the logarithm; every other operation returns a plain
-    tensor, and an operation in place drops it.
+    tensor, and a change in place, through a view too, drops it.
     """
 
     _log: _Log | None
@@ -53,10 +80,11 @@ class RelaxedPermutation(Tensor):
         Args:
             p: shape (..., n, n).
             log_p: its logarithm, float64, or a function of no arguments that returns it.
-            bound: what a guide with a KL objective puts in place of log densities (``infer/objective.py``).
+            bound: what a guide with a KL objective puts in place of log densities (``infer/objective.py``); copies and
+                selections lose it.
         """
         out = p.as_subclass(RelaxedPermutation)
-        out._log = _Log(log_p)
+        out._log = _Log(log_p, _version(out))
         out.bound = bound
         return out
 
@@ -64,7 +92,7 @@ class RelaxedPermutation(Tensor):
     def log_p(self) -> Tensor | None:
         """The logarithm, float64, or None after an operation in place."""
         log = self.__dict__.get("_log")
-        return None if log is None else log()
+        return None if log is None or log.version != _version(self) else log()
 
     @classmethod
     def __torch_function__(
@@ -79,23 +107,25 @@ class RelaxedPermutation(Tensor):
         if source is None:
             return out
         log = source.__dict__.get("_log")
-        if name in ("__setitem__", "__set__") or (name.endswith("_") and not name.endswith("__")):
+        if func == _SET_DATA:
             source._log = source.bound = None
-        elif log is not None and name in _CARRIED and isinstance(out, Tensor) and out.shape[-2:] == source.shape[-2:]:
+        elif (
+            log is not None
+            and log.version == _version(source)
+            and name in _CARRIED
+            and isinstance(out, Tensor)
+            and out.shape[-2:] == source.shape[-2:]
+        ):
 
             def moved() -> Tensor:
-                log_p = log()
+                log_p: Tensor = log()
+                if name in _CONVERSIONS:  # the logarithm stays in float64
+                    return log_p.to(out.device)
                 with torch._C.DisableTorchFunctionSubclass():
-                    out: Tensor = func(*tree_map(lambda x: log_p if x is source else x, args), **kwargs)
-                    return out.double()
+                    result: Tensor = func(*tree_map(lambda x: log_p if x is source else x, args), **kwargs)
+                    return result
 
-            grads = torch.is_grad_enabled()
-
-            def moved_as_now() -> Tensor:
-                with torch.set_grad_enabled(grads):
-                    return moved()
-
-            return RelaxedPermutation.wrap(out, moved_as_now, source.bound)
+            return RelaxedPermutation.wrap(out, moved)
         return out
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
@@ -130,6 +160,8 @@ def log_of(value: Tensor) -> Tensor:
     """``log(value)`` in float64: the one that travelled with it, else computed."""
     if isinstance(value, RelaxedPermutation):
         log_p = value.log_p
-        if log_p is not None and (log_p.requires_grad or not value.requires_grad):
+        if log_p is not None:
+            if value.requires_grad and not log_p.requires_grad:
+                return _Link.apply(plain(value).double(), log_p)  # type: ignore[no-any-return]
             return log_p
     return plain(value).double().log()

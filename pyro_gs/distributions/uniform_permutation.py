@@ -118,7 +118,11 @@ class UniformPermutation(TorchDistribution):
         return _log_counts(self._support, self.allowed)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Minus the log-number of allowed permutations, ``-inf`` for one that is not allowed (without validation)."""
+        """Minus the log-number of allowed permutations; ``-inf`` for a permutation that is not allowed.
+
+        Raises:
+            ValueError: with validation, ``value`` is no permutation matrix.
+        """
         if self._validate_args:
             self._check_value(value)
         log_count = self._counts[0].to(value.dtype if value.is_floating_point() else torch.get_default_dtype())
@@ -129,10 +133,10 @@ class UniformPermutation(TorchDistribution):
         if not isinstance(value, Tensor) or value.dim() < 2 or value.shape[-2:] != self.event_shape:
             found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise ValueError(f"value must have shape (..., {self._n}, {self._n}), but has {found}")
-        good = constraints.Permutation(self._support.allowed).check(value)
+        good = constraints.permutation.check(value)
         if not bool(good.all()):
             item = first_position(~good) if good.dim() else ()
-            text = f"value{describe(item)} is not a permutation matrix that UniformPermutation allows"
+            text = f"value{describe(item)} is not a permutation matrix, which UniformPermutation expects"
             if isinstance(value, RelaxedPermutation):
                 text += "; it is a relaxed value, so relax the model too: SVI(pyro_gs.relax(model), guide, ...)"
             raise ValueError(text)
@@ -144,6 +148,8 @@ class UniformPermutation(TorchDistribution):
         if self._support.allowed is None:
             scores = torch.rand(shape[:-1], device=self.allowed.device)
             return to_matrix(scores.argsort(-1))
+        if shape.numel() == 0:
+            return torch.zeros(shape, device=self.allowed.device)
         masks = self.allowed.expand(shape).reshape(-1, self._n, self._n)
         support = self._support.expand(shape[:-2]).reshape((-1, self._n, self._n))
         assert support.component is not None

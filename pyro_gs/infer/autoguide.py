@@ -70,6 +70,8 @@ class AutoGumbelSinkhorn(AutoGuide):
         if isinstance(init_scale, bool) or not isinstance(init_scale, (int, float)) or not 0 <= init_scale < float("inf"):
             raise ValueError(f"init_scale must be a finite number of at least 0, but is {init_scale!r}")
         check_objective(objective)
+        if isinstance(num_particles, bool) or not isinstance(num_particles, int) or num_particles < 0:
+            raise ValueError(f"num_particles must be an integer of at least 0, but is {num_particles!r}")
         super().__init__(model, create_plates=create_plates)
         self.temperature = temperature
         self.objective: Objective = objective
@@ -98,7 +100,7 @@ class AutoGumbelSinkhorn(AutoGuide):
         super()._setup_prototype(*args, **kwargs)
         sites = dict(self._stochastic_nodes())
         others = [name for name, site in sites.items() if not is_permutation_law(site["fn"])]
-        if others:
+        if others and len(others) < len(sites):
             self.prototype_trace = None
             keep = [name for name in sites if name not in others]
             raise ValueError(
@@ -107,10 +109,11 @@ class AutoGumbelSinkhorn(AutoGuide):
                 f"AutoGumbelSinkhorn(poutine.block(model, expose={keep!r})) and, for example, "
                 f"AutoNormal(poutine.block(model, hide={keep!r}))"
             )
-        if not sites:
+        if len(others) == len(sites):
             self.prototype_trace = None
+            found = f" among {name_sites(others)}" if others else ""
             raise ValueError(
-                "AutoGumbelSinkhorn found no latent permutation site in the model; sample one, for example "
+                f"AutoGumbelSinkhorn found no latent permutation site in the model{found}; sample one, for example "
                 "P = pyro.sample('P', pyro_gs.UniformPermutation(n))"
             )
         self.free_logits = PyroModule()

@@ -6,7 +6,8 @@ r"""What stands beside the likelihood in the objective of a guide over relaxed p
 - ``"noise_kl"``: minus the KL of the Gumbel noise, as in the paper. The same, less tightly.
 
 The choice holds under every ELBO class: the guide's law carries it, its values take it to the model's prior, and the
-KL that ``TraceMeanField_ELBO`` looks up obeys it too.
+KL that ``TraceMeanField_ELBO`` looks up obeys it too. With a KL objective the very tensor that the guide sampled scores as
+minus the KL under any ``GumbelSinkhorn``; its ``detach()`` or ``clone()`` has the density again.
 """
 
 from __future__ import annotations

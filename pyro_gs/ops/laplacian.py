@@ -159,7 +159,7 @@ def trusted_cholesky(weights: Tensor, grounded: Tensor) -> tuple[Tensor, Tensor]
     lap = assemble(weights, grounded)
     factor, info = torch.linalg.cholesky_ex(lap)
     pivots = factor.diagonal(0, -2, -1).square()
-    good = (info == 0) & (pivots > _TRUSTED_PIVOT * lap.diagonal(0, -2, -1)).all(-1)
+    good = (info == 0) & ((pivots > _TRUSTED_PIVOT * lap.diagonal(0, -2, -1)) & (pivots > _TINY)).all(-1)
     if not bool(good.all()):
         eye = torch.eye(lap.shape[-1], dtype=lap.dtype, device=lap.device)
         factor = torch.where(good[:, None, None], factor, eye)
@@ -207,6 +207,7 @@ class _Plan:
         out = resistances_of(torch.cholesky_inverse(self.factor), self.grounded)
         if self.elimination is not None:
             out[~self.good] = self.elimination.resistances()
+            out[self.deep] = 0.0  # they are differentiated in logarithms
         return out
 
 

@@ -30,8 +30,9 @@ def check_floating(value: Tensor, name: str, *, half: bool = True) -> None:
     """Raise ``TypeError`` unless ``value`` has a floating dtype (with ``half=False``: float32 or float64)."""
     kinds = _FLOATS if half else _FLOATS[2:]
     if value.dtype not in kinds:
-        wanted = "a floating dtype" if half else "torch.float32 or torch.float64"
-        raise TypeError(f"{name} must have {wanted}, but has {value.dtype}; convert it, for example {name}.double()")
+        wanted = "a floating dtype" if half else "dtype torch.float32 or torch.float64"
+        hint = "" if value.is_complex() else f"; convert it, for example {name}.double()"
+        raise TypeError(f"{name} must have {wanted}, but has {value.dtype}{hint}")
 
 
 def first_position(bad: Tensor) -> tuple[int, ...]:
@@ -53,6 +54,8 @@ def check_logits(logits: Tensor, name: str = "logits", *, half: bool = True) -> 
     """
     check_square(logits, name)
     check_floating(logits, name, half=half)
+    if logits.numel() == 0:
+        return
     detached = logits.detach()
     # One reduction (and one host transfer) in the good case: a maximum is NaN or +inf if any entry is.
     if bool((detached.amax() < torch.inf).item()):

@@ -135,7 +135,18 @@ class _Newton:
                 self.step(active[pick], p[pick], u[pick], v[pick], r[pick], c[pick], g[pick], error[pick])
             active = active[keep]
             if not len(active):
-                return
+                break
+        self.finish()
+
+    def finish(self) -> None:
+        """Bring items that the cap left at a high temperature to their own, so that their residual is the result's."""
+        items = (self.scale < 1).nonzero()[:, 0]
+        if len(items):
+            self.v[items] /= self.scale[items, None]
+            self.scale[items] = 1.0
+            self.sweep(items)
+            p = (self.z[items] + self.u[items][:, :, None] + self.v[items][:, None, :]).exp()
+            self.residual[items] = (self.c[items] - p.sum(-2)).abs().amax(-1)
 
     def step(self, items: Tensor, p: Tensor, u: Tensor, v: Tensor, r: Tensor, c: Tensor, g: Tensor, error: Tensor) -> None:
         """One damped Newton step with a line search, then one sweep; ``p`` has exact row sums ``r``."""

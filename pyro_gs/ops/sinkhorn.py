@@ -46,7 +46,7 @@ def scaled_logits(logits: Tensor, temperature: float | Tensor, support: Support,
 
 
 def _check_options(tol: float | None, max_iter: int | None, num_iters: int | None = None) -> None:
-    if tol is not None and not 0 < tol < math.inf:
+    if tol is not None and (isinstance(tol, bool) or not isinstance(tol, (int, float)) or not 0 < tol < math.inf):
         raise ValueError(f"tol must be positive and finite, but is {tol}")
     for name, value in (("max_iter", max_iter), ("num_iters", num_iters)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
@@ -108,7 +108,7 @@ def solve_sinkhorn(
         logits: shape (..., n, n), without NaN and +inf.
         row_sums: positive, shape (..., n), by default ones.
         column_sums: positive, shape (..., n), by default ones; must have the total of ``row_sums``, in every
-            component of the allowed entries.
+            component of the entries that lie on a permutation. Neither may require a gradient.
         tol: largest error of a marginal, by default 1e-10 in float64 and 2e-6 in float32.
         max_iter: cap on Newton steps, by default 500.
         throw: raise instead of warn when the cap is met.
@@ -155,9 +155,22 @@ def solve_sinkhorn(
     )
 
 
+def _check_overflow(z: Tensor) -> None:
+    """Raise if logits / temperature is beyond what a float64 sum can hold."""
+    detached = z.detach()
+    if z.numel() and not bool(torch.where(detached > -torch.inf, detached, 0.0).abs().amax() < 1e150):
+        raise ValueError(
+            "logits / temperature overflows: expected magnitudes below 1e150; rescale logits or raise temperature"
+        )
+
+
 def _check_sums(sums: Tensor, name: str, logits: Tensor) -> None:
     n = logits.shape[-1]
+    if not isinstance(sums, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor of shape (..., {n}), but is {type(sums).__name__}")
     check_floating(sums, name)
+    if sums.requires_grad:
+        raise ValueError(f"{name} must not require a gradient: the solution is differentiated in logits only")
     if sums.dim() < 1 or sums.shape[-1] != n:
         raise ValueError(f"{name} must have shape (..., {n}) to fit logits, but has shape {tuple(sums.shape)}")
     try:
@@ -177,12 +190,13 @@ def _check_totals(rows: Tensor | None, columns: Tensor | None, logits: Tensor, s
     r = ones if rows is None else rows.double().expand(ones.shape)
     c = ones if columns is None else columns.double().expand(ones.shape)
     gap = component_sums(r, support, rows=True) - component_sums(c, support)
-    slack = 1e-5 if torch.float32 in {s.dtype for s in (rows, columns) if s is not None} else 1e-9
+    slack = max(100 * torch.finfo(s.dtype).eps for s in (rows, columns) if s is not None)
     bad = gap.abs() > slack * r.sum(-1, keepdim=True)
     if bool(bad.any()):
         where = first_position(bad)
         raise ValueError(
-            "row_sums and column_sums must have the same total in every component of the allowed entries, but differ by "
+            "row_sums and column_sums must have the same total in every component of the entries that lie on a permutation "
+            "(the others are not used), but differ by "
             f"{float(gap[where]):g} in item {where[:-1]}"
         )
 
@@ -201,8 +215,9 @@ def log_sinkhorn(
     relative terms: entries far below the marginal error, and below what ``exp`` can hold, have right logarithms.
     ``S`` does not change under ``logits + r[:, None] + c[None, :]``.
 
-    Differentiation: implicit, one linear solve, twice differentiable; exactly zero at forbidden entries. With
-    ``num_iters`` the sweeps are unrolled.
+    Differentiation: implicit, one linear solve, twice differentiable; exactly zero at forbidden entries. Where the ties
+    between groups of columns underflow (products of entries below 1e-280), what a gradient of the logarithm sends through
+    them is cut to zero: finite, but not exact. With ``num_iters`` the sweeps are unrolled.
 
     Args:
         logits: log-potentials (not probabilities), shape (..., n, n), larger is better; ``-inf`` forbids a pair.
@@ -275,6 +290,7 @@ def _operator(
         logits = logits.expand(*batch, *logits.shape[-2:])
     support = find_support(logits.detach() > -torch.inf)
     z = scaled_logits(logits, temperature, support)
+    _check_overflow(z)
     if num_iters is not None:
         for _ in range(num_iters):
             z = z - torch.logsumexp(z, -1, keepdim=True)

@@ -127,7 +127,7 @@ def find_support(allowed: Tensor, name: str = "logits", *, prune: bool = True) -
         item, row, column = (int(i) for i in np.argwhere(masks != flat)[0])
         count = int((masks != flat).sum())
         place = describe(unravel(item, allowed.shape[:-2]))
-        text = f"{name}{place} allows row {row}, column {column}, which lies on no permutation ({count} such entries)"
+        text = f"{name}{place} permits row {row}, column {column}, which lies on no permutation ({count} such entries)"
         if not prune:
             raise ValueError(text)
         warnings.warn(f"{text}; they are forbidden from here on", SupportWarning, stacklevel=3)
@@ -181,11 +181,12 @@ def hall_violator(allowed: Tensor) -> tuple[list[int], list[int]]:
 def raise_infeasible(allowed: Tensor, batch_shape: torch.Size, item: int, name: str = "logits") -> NoReturn:
     """Raise the error for a mask (n, n) without a perfect matching, naming a Hall violator."""
     rows, columns = hall_violator(allowed)
-    shared = f"only the {len(columns)} columns {columns}" if columns else "no column"
-    raise ValueError(
-        f"{name}{describe(unravel(item, batch_shape))} allows no permutation: the {len(rows)} rows {rows} may take "
-        f"{shared} (entries of -inf are forbidden)"
-    )
+    shared = "no column"
+    if columns:
+        shared = f"only column {columns[0]}" if len(columns) == 1 else f"only the {len(columns)} columns {columns}"
+    short = f"the row {rows[0]}" if len(rows) == 1 else f"the {len(rows)} rows {rows}"
+    hint = " (entries of -inf are forbidden)" if name.startswith("log") else ""
+    raise ValueError(f"{name}{describe(unravel(item, batch_shape))} allows no permutation: {short} may take {shared}{hint}")
 
 
 def component_sums(values: Tensor, support: Support, *, rows: bool = False) -> Tensor:

@@ -224,6 +224,31 @@ def test_float32_scores_like_float64():
     assert torch.allclose(law.log_prob(value).double(), GumbelSinkhorn(0.05, logits.float().double()).log_prob(value))
 
 
+@pytest.mark.usefixtures("float64_only")
+@pytest.mark.parametrize("n", [2, 3, 6])
+@pytest.mark.parametrize("particles", [0, 16])
+def test_a_prior_far_warmer_than_the_value(n, particles):
+    value = GumbelSinkhorn(0.003, torch.randn(n, n)).sample(torch.Size((20,)))
+    assert GumbelSinkhorn(1.0, torch.zeros(n, n), particles).log_prob(value).isfinite().all()
+
+
+@pytest.mark.usefixtures("float64_only")
+@pytest.mark.parametrize("n", [2, 3, 4, 6])
+def test_gradients_where_every_tie_underflows(n):
+    logits = torch.randn(n, n, requires_grad=True)
+    law = GumbelSinkhorn(0.003, logits)
+    law.log_prob(law.rsample()).backward()
+    assert logits.grad.isfinite().all()
+
+
+def test_empty_batches():
+    law = GumbelSinkhorn(1.0, torch.zeros(0, 3, 3))
+    value = law.rsample()
+    assert value.shape == (0, 3, 3)
+    assert law.log_prob(value).shape == (0,)
+    assert law.mode.shape == (0, 3, 3)
+
+
 def test_underflowed_value_without_its_logarithm_is_refused():
     law = GumbelSinkhorn(0.005, torch.randn(5, 5))
     value = law.sample()
@@ -368,11 +393,11 @@ def test_importance_estimate_has_the_right_gradient():
         ((1.0, torch.tensor([[0.0, math.inf], [0.0, 0.0]])), ValueError, "logits has the entry inf"),
         ((1.0, torch.zeros(3)), ValueError, "logits must be square in its last two dimensions"),
         ((1.0, torch.zeros(3, 4)), ValueError, "logits must be square in its last two dimensions"),
-        ((1.0, torch.zeros(3, 3, dtype=torch.long)), TypeError, "logits must have torch.float32 or torch.float64"),
-        ((1.0, torch.zeros(3, 3, dtype=torch.float16)), TypeError, "logits must have torch.float32 or torch.float64"),
+        ((1.0, torch.zeros(3, 3, dtype=torch.long)), TypeError, "logits must have dtype torch.float32 or torch.float64"),
+        ((1.0, torch.zeros(3, 3, dtype=torch.float16)), TypeError, "logits must have dtype torch.float32 or torch.float64"),
         ((1.0, torch.zeros(3, 3), -1), ValueError, "num_particles must be an integer of at least 0, but is -1"),
         ((1.0, torch.zeros(3, 3), 2.0), ValueError, "num_particles must be an integer"),
-        ((1.0, torch.full((2, 2), -math.inf)), ValueError, "logits allows no permutation: the 1 rows"),
+        ((1.0, torch.full((2, 2), -math.inf)), ValueError, "logits allows no permutation: the row 0"),
     ],
 )
 def test_bad_arguments(arguments, error, text):
@@ -402,7 +427,7 @@ def test_bad_values():
     with pytest.raises(ValueError, match="does not broadcast with the batch shape"):
         law.log_prob(flat[:1].expand(5, 3, 3))
     masked = GumbelSinkhorn(1.0, torch.zeros(3, 3).masked_fill(~PATTERN, -math.inf))
-    with pytest.raises(ValueError, match="zero where logits are -inf"):
+    with pytest.raises(ValueError, match="expected zero where logits are -inf, but it is 0.333333 at row 0, column 2"):
         masked.log_prob(flat[0])
     with pytest.raises(ValueError, match="value of batch item 0 has a zero at row 0, column 1"):
         law.log_prob(torch.eye(3))

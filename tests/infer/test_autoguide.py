@@ -321,6 +321,27 @@ def test_model_without_a_permutation():
         pgs.AutoGumbelSinkhorn(lambda: None)()
 
 
+def test_no_permutation_among_other_latents():
+    with pytest.raises(ValueError, match="found no latent permutation site in the model among 'W'"):
+        pgs.AutoGumbelSinkhorn(lambda: pyro.sample("W", dist.Normal(0.0, 1.0)))()
+
+
+def test_continuous_inference_on_a_permutation_says_what_to_do():
+    x, y = noisy_points(4, 0.5, 0)
+    with pytest.raises(NotImplementedError, match=r"no unconstraining transform.*poutine.block"):
+        AutoNormal(pgs.relax(model))(x, y, 0.5)
+
+
+def test_annealing_to_where_everything_underflows():
+    x, y = noisy_points(4, 0.5, 0)
+    guide = pgs.AutoGumbelSinkhorn(model)
+    schedule = pgs.ExponentialSchedule(1.0, 0.003, 30)
+    svi = pgs.AnnealedSVI(pgs.relax(model), guide, Adam({"lr": 0.1}), Trace_ELBO(), schedule=schedule)
+    for _ in range(40):
+        assert math.isfinite(svi.step(x, y, 0.5))
+    assert guide.logits("P").isfinite().all()
+
+
 def test_forgotten_relax_is_explained():
     x, y = noisy_points(4, 0.5, 0)
     svi = SVI(model, pgs.AutoGumbelSinkhorn(model), Adam({"lr": 0.1}), Trace_ELBO())

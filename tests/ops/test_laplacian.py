@@ -103,7 +103,7 @@ def test_bad_input():
     log_p = log_sinkhorn(torch.randn(3, 3))
     with pytest.raises(ValueError, match="log_p must be square"):
         laplacian_logdet(log_p[:2])
-    with pytest.raises(TypeError, match="log_p must have torch.float32 or torch.float64"):
+    with pytest.raises(TypeError, match="log_p must have dtype torch.float32 or torch.float64"):
         laplacian_logdet(log_p.half())
     with pytest.raises(ValueError, match=r"b must have shape \(..., 3\)"):
         laplacian_solve(log_p, torch.zeros(2))

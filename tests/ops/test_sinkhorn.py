@@ -152,7 +152,7 @@ def test_infeasible_mask_names_item_and_rows():
     x[1, :2, 1:] = -torch.inf  # case 2c in one item of a batch
     with pytest.raises(ValueError, match=r"batch item 1 allows no permutation: the 2 rows \[0, 1\]"):
         sinkhorn(x)
-    with pytest.raises(ValueError, match=r"the 1 rows \[1\] may take no column"):
+    with pytest.raises(ValueError, match=r"the row 1 may take no column"):
         sinkhorn(torch.tensor([[1.0, 2.0], [-torch.inf, -torch.inf]]))  # case 3
 
 
@@ -334,3 +334,28 @@ def test_cold_gradients_of_logarithms(tau):
         want = float(f(x + h * direction) - f(x - h * direction)) / (2 * h)
         worst.append(abs(got - want) / max(1.0, abs(want)))
     assert sorted(worst)[-2] < 1e-3  # one in ten may sit at a kink that the difference straddles
+
+
+def test_the_cap_returns_a_matrix_with_the_residual_that_it_reports():
+    x = 30 * torch.randn(30, 30)
+    for cap in (1, 2, 3):
+        with pytest.warns(SinkhornWarning, match="marginal error"):
+            solution = solve_sinkhorn(x, max_iter=cap)
+        p = solution.log_p.exp()
+        error = max(float((p.sum(dim) - 1).abs().max()) for dim in (-2, -1))
+        assert error == pytest.approx(float(solution.residual), rel=1e-3, abs=1e-5)
+
+
+def test_empty_batch():
+    for function in (sinkhorn, log_sinkhorn, matching):
+        assert function(torch.zeros(0, 3, 3)).shape == (0, 3, 3)
+    assert solve_sinkhorn(torch.zeros(0, 3, 3)).converged.shape == (0,)
+
+
+def test_overflow_and_sums_with_gradients_are_refused():
+    with pytest.raises(ValueError, match="logits / temperature overflows"):
+        sinkhorn(torch.randn(3, 3, dtype=torch.float64), temperature=1e-300)
+    with pytest.raises(ValueError, match="row_sums must not require a gradient"):
+        solve_sinkhorn(torch.zeros(3, 3), row_sums=torch.ones(3, requires_grad=True))
+    with pytest.raises(TypeError, match="column_sums must be a torch.Tensor"):
+        solve_sinkhorn(torch.zeros(3, 3), column_sums=[1.0, 1.0, 1.0])

@@ -45,7 +45,7 @@ def test_pruning_and_components_against_enumeration():
 
 def test_entry_on_no_permutation_warns_or_raises():
     mask = torch.tensor([[True, False], [True, True]])  # case 2b
-    with pytest.warns(SupportWarning, match="allows row 1, column 0, which lies on no permutation"):
+    with pytest.warns(SupportWarning, match="permits row 1, column 0, which lies on no permutation"):
         support = find_support(mask)
     assert torch.equal(support.allowed, torch.eye(2, dtype=torch.bool))
     with pytest.raises(ValueError, match="lies on no permutation"):
