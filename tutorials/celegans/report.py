@@ -166,7 +166,12 @@ def _draw_connectome(path: Path, connectome: Connectome) -> Path:
             ax.annotate(connectome.names[i], (along[i], up[i]), xytext=(4, 3), textcoords="offset points", fontsize=7)
     count = f"{len(connectome)} neurons of C. elegans, {int(connectome.adjacency.sum())} {connectome.graph} connections"
     axes[0].set_title(count)
-    axes[1].set(xlim=(along.min() - 3, head), xlabel="position along the body, head to tail (µm); below: the head")
+    shown = up[along <= head]
+    axes[1].set(
+        xlim=(along.min() - 3, head),
+        ylim=(shown.min() - 4, shown.max() + 4),
+        xlabel="position along the body, head to tail (µm); below: the head",
+    )
     figure.colorbar(dots, ax=axes, label="connections of the neuron", pad=0.01)
     return _save(figure, path)
 
