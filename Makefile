@@ -1,12 +1,13 @@
 # Two commands do all the set-up on a fresh machine:
 #   make celegans   the main job: identify neurons of C. elegans, about five minutes after installation
 #   make test       the tests
+# Beside them: make celegans-seeds (the guide over five seeds with 90 s each), lint, types, bench.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 CELEGANS ?=
 
-.PHONY: celegans celegans-seeds test lint types bench clean docs
+.PHONY: celegans celegans-seeds test lint types bench clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -18,7 +19,7 @@ celegans: $(VENV)/.installed
 	$(BIN)/python -m tutorials.celegans --out results/celegans $(CELEGANS)
 
 celegans-seeds: $(VENV)/.installed
-	$(BIN)/python -m tutorials.celegans.seeds --out results/celegans-seeds $(CELEGANS)
+	$(BIN)/python -m tutorials.celegans.seeds --methods gumbel-sinkhorn --out results/celegans-seeds $(CELEGANS)
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest $(PYTEST)
