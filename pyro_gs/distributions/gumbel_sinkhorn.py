@@ -38,8 +38,9 @@ class GumbelSinkhorn(TorchDistribution):
     where ``r`` is what a Laplace approximation of a log-concave integral of dimension n - 1 leaves over. It is computed
     exactly for n = 2 (closed form) and n = 3 (quadrature). Above, ``num_particles=0`` leaves it out: at the law's own
     samples it is 0.011 nats in the mean at n = 5 and less above. It grows far out in the tails, and where few pairs are
-    allowed: with two a row the Laplace form is 2 nats too low at n = 20 (``benchmarks/density.py``). With ``num_particles=K`` it is estimated by importance sampling with ``K`` draws; the estimate of
-    the density (not of its logarithm) is unbiased and varies from call to call. The derivation is in
+    allowed: with two a row the Laplace form is 2 nats too low at n = 20 (``benchmarks/density.py``). With
+    ``num_particles=K`` it is estimated by importance sampling with ``K`` draws; the estimate of the density (not of its
+    logarithm) is unbiased and varies from call to call. The derivation is in
     ``docs/density.md``.
 
     **Forbidden pairs.** Entries of ``-inf`` in ``logits`` are exactly zero in every sample. The allowed entries fall
