@@ -15,7 +15,7 @@ from pyro_gs.distributions.gauge import log_integral
 from pyro_gs.distributions.gumbel import gumbel_noise
 from pyro_gs.distributions.relaxed import RelaxedPermutation, log_of, plain
 from pyro_gs.ops.laplacian import component_logdet
-from pyro_gs.ops.logits import check_floating, check_logits, check_temperature, describe, first_position
+from pyro_gs.ops.logits import broadcast_batch, check_floating, check_logits, check_temperature, describe, first_position
 from pyro_gs.ops.matching import matching
 from pyro_gs.ops.newton import scale
 from pyro_gs.ops.sinkhorn import default_tol, scaled_logits, warn_unconverged
@@ -99,13 +99,7 @@ class GumbelSinkhorn(TorchDistribution):
         if isinstance(num_particles, bool) or not isinstance(num_particles, int) or num_particles < 0:
             raise ValueError(f"num_particles must be an integer of at least 0, but is {num_particles!r}")
         tau = torch.as_tensor(temperature, dtype=logits.dtype, device=logits.device)
-        try:
-            batch_shape = torch.broadcast_shapes(tau.shape, logits.shape[:-2])
-        except RuntimeError:
-            raise ValueError(
-                f"temperature of shape {tuple(tau.shape)} does not broadcast with {tuple(logits.shape[:-2])}, "
-                "the batch shape of logits"
-            ) from None
+        batch_shape = broadcast_batch(tau, logits)
         event_shape = logits.shape[-2:]
         self._support = find_support(logits.detach() > -torch.inf).expand(batch_shape)
         self.temperature = tau.expand(batch_shape)

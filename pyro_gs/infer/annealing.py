@@ -36,7 +36,22 @@ class ConstantSchedule:
 
 
 @dataclasses.dataclass(frozen=True)
-class ExponentialSchedule:
+class _Ramp:
+    start: float
+    end: float
+    num_steps: int
+
+    def __post_init__(self) -> None:
+        check_temperature(self.start, "start")
+        check_temperature(self.end, "end")
+        _check_steps(self.num_steps)
+
+    def share(self, step: int) -> float:
+        """How much of the way is behind at a step, 0 to 1."""
+        return min(max(step, 0) / self.num_steps, 1.0)
+
+
+class ExponentialSchedule(_Ramp):
     """From ``start`` to ``end`` by a constant factor a step over ``num_steps`` steps, then ``end``.
 
     Args:
@@ -49,23 +64,13 @@ class ExponentialSchedule:
         [1.0, 0.5, 0.25, 0.25]
     """
 
-    start: float
-    end: float
-    num_steps: int
-
-    def __post_init__(self) -> None:
-        check_temperature(self.start, "start")
-        check_temperature(self.end, "end")
-        _check_steps(self.num_steps)
-
     def __call__(self, step: int) -> float:
         """Temperature of a step (counted from 0)."""
-        share = min(max(step, 0) / self.num_steps, 1.0)
+        share = self.share(step)
         return math.exp((1 - share) * math.log(self.start) + share * math.log(self.end))
 
 
-@dataclasses.dataclass(frozen=True)
-class LinearSchedule:
+class LinearSchedule(_Ramp):
     """From ``start`` to ``end`` by a constant difference a step over ``num_steps`` steps, then ``end``.
 
     Args:
@@ -74,18 +79,9 @@ class LinearSchedule:
         num_steps: at least 1.
     """
 
-    start: float
-    end: float
-    num_steps: int
-
-    def __post_init__(self) -> None:
-        check_temperature(self.start, "start")
-        check_temperature(self.end, "end")
-        _check_steps(self.num_steps)
-
     def __call__(self, step: int) -> float:
         """Temperature of a step (counted from 0)."""
-        share = min(max(step, 0) / self.num_steps, 1.0)
+        share = self.share(step)
         return (1 - share) * self.start + share * self.end
 
 

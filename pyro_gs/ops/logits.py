@@ -83,3 +83,18 @@ def check_temperature(temperature: float | Tensor, name: str = "temperature") ->
         raise TypeError(f"{name} must be a number or a tensor, but is {type(temperature).__name__}")
     elif not 0 < float(temperature) < math.inf:
         raise ValueError(f"{name} must be positive and finite, but is {temperature}")
+
+
+def broadcast_batch(temperature: Tensor, logits: Tensor) -> torch.Size:
+    """Batch shape of logits (..., n, n) at a tensor of temperatures.
+
+    Raises:
+        ValueError: the two do not broadcast.
+    """
+    try:
+        return torch.Size(torch.broadcast_shapes(temperature.shape, logits.shape[:-2]))
+    except RuntimeError:
+        raise ValueError(
+            f"temperature of shape {tuple(temperature.shape)} does not broadcast with {tuple(logits.shape[:-2])}, the batch "
+            "shape of logits"
+        ) from None

@@ -18,7 +18,7 @@ import warnings
 import torch
 from torch import Tensor
 
-from pyro_gs.ops.logits import check_floating, check_logits, check_temperature, first_position
+from pyro_gs.ops.logits import broadcast_batch, check_floating, check_logits, check_temperature, first_position
 from pyro_gs.ops.newton import SinkhornSolution, scale
 from pyro_gs.ops.support import Support, component_sums, find_support
 
@@ -280,13 +280,7 @@ def _operator(
     check_temperature(temperature)
     _check_options(tol, max_iter, num_iters)
     if isinstance(temperature, Tensor) and temperature.dim():
-        try:
-            batch = torch.broadcast_shapes(temperature.shape, logits.shape[:-2])
-        except RuntimeError:
-            raise ValueError(
-                f"temperature of shape {tuple(temperature.shape)} does not broadcast with {tuple(logits.shape[:-2])}, "
-                "the batch shape of logits"
-            ) from None
+        batch = broadcast_batch(temperature, logits)
         logits = logits.expand(*batch, *logits.shape[-2:])
     support = find_support(logits.detach() > -torch.inf)
     z = scaled_logits(logits, temperature, support)
