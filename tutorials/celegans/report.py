@@ -243,11 +243,11 @@ def _draw_accuracy(path: Path, results: list[Identification], worms: Worms, chan
     for place, result in enumerate(ordered):
         right = accuracy(result.index, worms.truth)
         ax.barh(place, right, color=COLORS.get(result.method, "#777777"))
-        ax.text(right + 0.01, place, f"{right:.3f}", va="center")
         each = [accuracy(result.index[j : j + 1], worms.truth[j : j + 1]) for j in range(worms.num_worms)]
         ax.scatter(each, [place] * len(each), s=10, color="black", zorder=3)
+        ax.text(max(right, *each) + 0.02, place, f"{right:.3f}", va="center")
     ax.axvline(chance, color="black", ls=":", lw=1)
-    ax.text(chance, len(ordered) - 0.45, "chance", ha="center", va="bottom", fontsize=8)
+    ax.text(chance + 0.01, len(ordered) - 0.5, "chance", ha="left", va="bottom", fontsize=8)
     ax.set(
         yticks=range(len(ordered)),
         yticklabels=[r.method for r in ordered],
