@@ -214,9 +214,8 @@ def load_worm(
 
     A header row of labels comes first, then a row a time step, with a column a neuron.
 
-    A column whose label is the name of a neuron (in any spelling that `normalize_name` understands) is known;
-    any other label, such as ``?1``, stands for an unknown neuron, which may be any identity that no known one
-    has.
+    A column whose label is the name of a neuron (in any spelling that `normalize_name` understands) is known; a
+    label that starts with ``?`` stands for an unknown neuron, which may be any identity that no known one has.
 
     Args:
         path: The file.
@@ -229,7 +228,7 @@ def load_worm(
         One worm, without truth.
 
     Raises:
-        ValueError: If the file is no table of numbers with n columns, a label comes twice, or one of
+        ValueError: If the file is no table of numbers with n columns, a label comes twice, or a label or one of
             ``known_names`` is no neuron or no column; the message suggests close matches.
     """
     if known_names is not None:
@@ -244,6 +243,13 @@ def load_worm(
     repeated = sorted({label for label in normalized if normalized.count(label) > 1})
     if repeated:
         raise ValueError(f"path: the header holds {', '.join(repeated)} more than once, expected each label once")
+    for label, name in zip(labels, normalized, strict=True):
+        if not label.startswith("?") and name not in connectome.names:
+            close = difflib.get_close_matches(name, connectome.names, n=3, cutoff=0.5)
+            raise ValueError(
+                f"path: the label {label!r} matches no neuron, close ones: {', '.join(close) or 'none'}; "
+                "expected a name, or a label that starts with '?' for an unknown neuron"
+            )
     trusted = set(connectome.names)
     if known_names is not None:
         trusted = {normalize_name(name) for name in known_names}

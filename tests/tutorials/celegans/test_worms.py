@@ -193,6 +193,7 @@ def test_load_worm_trusts_only_the_known_names(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("header", "rows", "known_names", "message"),
     [
+        ("?1,AVAX,?3,?4", ["1,2,3,4", "1,2,3,4"], None, r"the label 'AVAX' matches no neuron, close ones: .*AVAL"),
         ("?1,?2,?3", ["1,2,3", "1,2,3"], None, "the header has 3 columns, expected 4"),
         ("AVAL,?2,aval,?3", ["1,2,3,4", "1,2,3,4"], None, "the header holds AVAL more than once"),
         ("?1,?2,?3,?4", ["1,2,3,4", "1,2,x,4"], None, r"row 3, column '\?3' holds 'x', expected a number"),
