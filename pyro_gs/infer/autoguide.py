@@ -133,13 +133,10 @@ class AutoGumbelSinkhorn(AutoGuide):
         partial = [f for f in frames if (f.full_size or f.size) != f.size]
         for frame in partial:
             shape[frame.dim - 2] = frame.full_size
-        allowed = torch.ones(shape, dtype=torch.bool, device=value.device)
-        found = _allowed(site["fn"]).expand(value.shape)
         if not partial:
-            return found.clone()
-        if bool(found.all()):
-            return allowed
+            return _allowed(site["fn"]).expand(value.shape).clone()
         # The prior's mask may differ between the items of a subsampled plate: visit them all, block by block.
+        allowed = torch.ones(shape, dtype=torch.bool, device=value.device)
         blocks = [
             [(torch.arange(f.size) + start).remainder(f.full_size) for start in range(0, f.full_size, f.size)]
             for f in partial
@@ -148,18 +145,11 @@ class AutoGumbelSinkhorn(AutoGuide):
             chosen = {frame.name: index for frame, index in zip(partial, indices, strict=True)}
             with poutine.block(), _ChooseSubsample(chosen):
                 trace = poutine.trace(self.model).get_trace(*args, **kwargs)
-            target: list[Any] = [slice(None)] * len(shape)
-            grid = torch.meshgrid(*indices, indexing="ij")
-            for frame, index in zip(partial, grid, strict=True):
-                target[frame.dim - 2] = index
+            places = [torch.arange(size) for size in shape]
+            for frame, index in zip(partial, indices, strict=True):
+                places[frame.dim - 2] = index
             mask = _allowed(trace.nodes[name]["fn"]).expand(value.shape)
-            if len(partial) == 1:
-                allowed.index_copy_(partial[0].dim - 2, indices[0].to(value.device), mask)
-            else:
-                raise NotImplementedError(
-                    f"site '{name}' has forbidden pairs in several subsampled plates "
-                    f"({name_sites([f.name for f in partial])}); subsample one of them only"
-                )
+            allowed[torch.meshgrid(*(place.to(value.device) for place in places), indexing="ij")] = mask
         return allowed
 
     def _named(self, name: str) -> Tensor:

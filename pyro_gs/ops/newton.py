@@ -370,10 +370,11 @@ def scale(
     log_r = None if row_sums is None else r.log()
     with torch.no_grad():
         data = flat.detach()
-        newton = _Newton(data, r, c, tol, max_iter)
+        iterations = torch.zeros(len(data), dtype=torch.long, device=data.device)
         if start is None:
+            newton = _Newton(data, r, c, tol, max_iter)
             newton.run()
-            u, v, residual = newton.u, newton.v, newton.residual
+            u, v, residual, iterations = newton.u, newton.v, newton.residual, newton.iterations
         else:
             v = start.reshape(-1, n)
             u, residual = _rows_exact(data, v, r.log()), torch.zeros_like(v[:, 0])
@@ -391,7 +392,7 @@ def scale(
         u.reshape(z.shape[:-1]),
         v.reshape(z.shape[:-1]),
         residual.reshape(batch),
-        newton.iterations.reshape(batch),
+        iterations.reshape(batch),
         (residual <= tol).reshape(batch),
     )
 

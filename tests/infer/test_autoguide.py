@@ -102,6 +102,37 @@ def test_subsampled_plate(objective):
     assert (first > 0.6).all()  # every item has learned, though no call shows more than two
 
 
+@pytest.mark.parametrize("seed", range(12))
+def test_masks_of_a_subsampled_plate_whatever_the_first_call_shows(seed):
+    # Two of the five items have no mask; a first call that shows just them must not stand for the others.
+    allowed = torch.stack([ALLOWED, torch.ones(4, 4).bool(), ALLOWED, torch.ones(4, 4).bool(), ALLOWED])
+
+    def worms():
+        with pyro.plate("worms", 5, subsample_size=2) as index:
+            pyro.sample("P", pgs.UniformPermutation(4, allowed[index]))
+
+    pyro.set_rng_seed(seed)
+    guide = pgs.AutoGumbelSinkhorn(worms)
+    guide()
+    assert torch.equal(guide.logits("P") == -torch.inf, ~allowed)
+
+
+def test_masks_of_two_subsampled_plates():
+    allowed = torch.ones(3, 4, 4, 4).bool()
+    allowed[::2, 1::2] = ALLOWED
+
+    def worms():
+        with (
+            pyro.plate("days", 3, subsample_size=2, dim=-2) as day,
+            pyro.plate("worms", 4, subsample_size=3, dim=-1) as worm,
+        ):
+            pyro.sample("P", pgs.UniformPermutation(4, allowed[day][:, worm]))
+
+    guide = pgs.AutoGumbelSinkhorn(worms)
+    guide()
+    assert torch.equal(guide.logits("P") == -torch.inf, ~allowed)
+
+
 def test_subsampling_scales_the_kl_once(monkeypatch):
     # X zeros (3, 4, 4) of a plate of 6, poutine.scale .1: the KL counts 6 / 3 * .1 times, exactly once.
     calls = []
