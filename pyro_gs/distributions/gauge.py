@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from pyro_gs.ops.laplacian import Elimination, grounded_nodes, log_tie_weights
+from pyro_gs.ops.laplacian import grounded_nodes, log_tie_weights
 from pyro_gs.ops.support import Support, component_sums
+from pyro_gs.ops.tree import CutBasis
 
 _STEP = 0.75  # of the trapezoid rule; its error is below 1e-11, the integrand being analytic in a strip of width pi
 _TAIL = 14.0  # how far beyond the flat part the rule goes: the integrand falls by e^-2 a unit or faster
@@ -166,12 +167,10 @@ def _importance(log_q: Tensor, support: Support, num_particles: int, counts: tup
     n_i, m_j = counts[0].reshape(-1, n), counts[1].reshape(-1, n)
     with torch.no_grad():
         grounded = grounded_nodes(support, log_q).reshape(-1, n)
-        found = Elimination(log_tie_weights(flat + 0.5 * n_i.log()[..., None]), grounded, log=True)
+        found = CutBasis(log_tie_weights(flat + 0.5 * n_i.log()[..., None]), grounded)
         noise = torch.randn(num_particles, *m_j.shape, dtype=log_q.dtype, device=log_q.device)
         noise = noise.masked_fill(grounded, 0.0)
-        unit = torch.eye(n, dtype=log_q.dtype, device=log_q.device) - found.share
-        scaled = noise * (-0.5 * found.log_pivots).exp()
-        beta = torch.linalg.solve_triangular(unit, scaled.permute(1, 2, 0), upper=False).permute(2, 0, 1)
+        beta = found.gaussian(noise)
         top = beta.amax(-1, keepdim=True)
         weight = (beta - top).exp()
         far = bool(

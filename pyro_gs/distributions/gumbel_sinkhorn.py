@@ -14,10 +14,10 @@ from pyro_gs.distributions import constraints
 from pyro_gs.distributions.gauge import log_integral
 from pyro_gs.distributions.gumbel import gumbel_noise
 from pyro_gs.distributions.relaxed import RelaxedPermutation, log_of, plain
+from pyro_gs.ops.implicit import scale
 from pyro_gs.ops.laplacian import component_logdet
 from pyro_gs.ops.logits import broadcast_batch, check_floating, check_logits, check_temperature, describe, first_position
 from pyro_gs.ops.matching import matching
-from pyro_gs.ops.newton import scale
 from pyro_gs.ops.sinkhorn import default_tol, scaled_logits, warn_unconverged
 from pyro_gs.ops.support import Support, component_sums, find_support
 
@@ -165,10 +165,10 @@ class GumbelSinkhorn(TorchDistribution):
         """
         shape = self._extended_shape(torch.Size(sample_shape))
         support = self._support.expand(shape[:-2])
-        z = scaled_logits(self.logits, self.temperature, self._support, gumbel_noise(shape, self.logits))
+        z = scaled_logits(self.logits, self.temperature, gumbel_noise(shape, self.logits))
         tol = default_tol(self.logits.dtype)
         found = scale(z, support, tol=tol, max_iter=_MAX_ITER, relative=False)
-        warn_unconverged(found, tol, self.temperature)
+        warn_unconverged(tol, found, self.temperature)
         make = functools.partial(_exact_log, z, support, found.v.detach(), tol)
         return RelaxedPermutation.wrap(found.log_p.exp().to(self.logits.dtype), make)
 

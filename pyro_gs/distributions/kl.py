@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.distributions import register_kl
 
 from pyro_gs.distributions.gumbel_sinkhorn import GumbelSinkhorn, allowed_counts
-from pyro_gs.ops.newton import scale
+from pyro_gs.ops.implicit import scale
 from pyro_gs.ops.sinkhorn import default_tol
 
 _EULER = 0.5772156649015329

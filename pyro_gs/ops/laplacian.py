@@ -6,132 +6,30 @@ implicit gradient, and, grounded at one column of every component, the determina
 (``I - P'^T P'``, where a prime drops a column; by the matrix-tree theorem it does not matter which).
 
 Near a permutation the weights span hundreds of orders of magnitude, and a Cholesky factorization of the assembled
-matrix subtracts nearly equal numbers. Nothing is subtracted here: the diagonal is a sum of weights, and elimination is
-the star-mesh transform (Grassmann, Taksar and Heyman 1985). Right-hand sides are given as antisymmetric flows ``F``
-(node ``j`` receives ``sum_k F_jk``) and eliminated as potential drops ``F / W``, so that a flow between two tight
-clusters is not drowned by rounding inside them. Where weights would underflow, their logarithms are eliminated.
-Cholesky is used for the items whose pivots show that subtraction cannot have cost more than a few digits.
+matrix subtracts nearly equal numbers. It is used for the items whose pivots show that this cannot have cost more than a
+few digits; the others are solved in the basis of cuts (:mod:`pyro_gs.ops.tree`), where nothing is subtracted.
+Right-hand sides are given as antisymmetric flows ``F`` (node ``j`` receives ``sum_k F_jk``), so that a flow between two
+tight clusters is not drowned by rounding inside them.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pyro_gs.ops.logits import check_floating, check_square
+from pyro_gs.ops.matching import solve_assignment
 from pyro_gs.ops.support import Support, find_support
+from pyro_gs.ops.tree import CutBasis
 
 # A pivot above this share of its diagonal has lost at most five of sixteen digits to subtraction.
 _TRUSTED_PIVOT = 1e-5
 # A pivot below this cannot be told from an underflow.
 _TINY = 1e-280
-
-
-class Elimination:
-    """Star-mesh elimination of a batch of graphs, from the last node to the first.
-
-    Args:
-        weights: symmetric weights (b, n, n), the diagonal ignored; their logarithms if ``log``.
-        grounded: bool (b, n), the first node of every component.
-        drops: antisymmetric potential drops (b, n, n), flow over weight; or None.
-        right: what every node receives from outside (b, n); or None.
-        log: whether ``weights`` are logarithms.
-
-    Attributes:
-        log_pivots: (b, n), zero at the grounded nodes.
-        share: (b, n, n), ``share[k, j]`` is the weight of the tie from ``k`` to ``j < k`` over all such ties.
-        failed: bool (b,), an ungrounded node was left without a tie that floating point can hold.
-    """
-
-    def __init__(
-        self,
-        weights: Tensor,
-        grounded: Tensor,
-        drops: Tensor | None = None,
-        right: Tensor | None = None,
-        *,
-        log: bool = False,
-    ) -> None:
-        size, n = weights.shape[0], weights.shape[-1]
-        zero = -torch.inf if log else 0.0
-        w = weights.clone()
-        w.diagonal(0, -2, -1).fill_(zero)
-        rho = None if drops is None else drops.clone()
-        received = None if right is None else right.clone()
-        self.grounded = grounded
-        self.share = torch.zeros_like(w)
-        self.source = w.new_zeros(size, n)
-        self.log_pivots = w.new_zeros(size, n)
-        self.failed = torch.zeros(size, dtype=torch.bool, device=w.device)
-        for k in range(n - 1, 0, -1):
-            row, ground = w[:, k, :k], grounded[:, k]
-            if log:
-                pivot = torch.logsumexp(row, -1).masked_fill(ground, 0.0)
-                self.failed |= pivot == -torch.inf
-                self.log_pivots[:, k] = pivot
-                share = (row - pivot[:, None]).exp()
-                mesh = row[:, :, None] + (row - pivot[:, None])[:, None, :]
-                new = torch.logaddexp(w[:, :k, :k], mesh)
-            else:
-                pivot = row.sum(-1).masked_fill(ground, 1.0)
-                self.failed |= pivot < _TINY
-                self.log_pivots[:, k] = pivot.log()
-                share = row / pivot[:, None]
-                mesh = row[:, :, None] * share[:, None, :]
-                new = w[:, :k, :k] + mesh
-            share = share.masked_fill(ground[:, None], 0.0)
-            new.diagonal(0, -2, -1).fill_(zero)
-            self.share[:, k, :k] = share
-            if received is not None:
-                self.source[:, k] = received[:, k] * (-self.log_pivots[:, k]).exp()
-                received[:, :k] += share * received[:, k, None]
-            if rho is not None:
-                # A new tie i-j in parallel to the path i-k-j carries the average of their drops.
-                own, old = rho[:, k, :k], rho[:, :k, :k]
-                if log:
-                    below = new.clamp(min=-1e300)
-                    mix, keep = (mesh - below).exp(), (w[:, :k, :k] - below).exp()
-                else:
-                    below = new.clamp(min=1e-300)
-                    mix, keep = mesh / below, w[:, :k, :k] / below
-                mix.diagonal(0, -2, -1).zero_()
-                self.source[:, k] += (share * own).sum(-1)
-                # Not old + mix * (...): an old drop may be huge where its share is small.
-                rho[:, :k, :k] = keep * old + mix * (own[:, None, :] - own[:, :, None])
-            w[:, :k, :k] = new
-
-    def potentials(self) -> Tensor:
-        """Solution (b, n) of ``L x = sum_k W_jk drop_jk`` that is zero at the grounded nodes."""
-        x = torch.zeros_like(self.source)
-        for k in range(1, x.shape[-1]):
-            x[:, k] = self.source[:, k] + (self.share[:, k, :k] * x[:, :k]).sum(-1)
-        return x
-
-    def differences(self) -> Tensor:
-        """``x_k - x_j`` of :meth:`potentials`, (b, n, n), without forming potentials, which may be huge and alike."""
-        out = torch.zeros_like(self.share)
-        for k in range(1, out.shape[-1]):
-            row = self.source[:, k, None] + (self.share[:, k, None, :k] @ out[:, :k, :k])[:, 0]
-            row = row.masked_fill(self.grounded[:, k, None], 0.0)
-            out[:, k, :k], out[:, :k, k] = row, -row
-        return out
-
-    def resistances(self) -> Tensor:
-        """Effective resistances (b, n, n), the gradient of the log-determinant in the weights of the ties.
-
-        Zero between components. Overflow is cut at the largest floating number.
-        """
-        out = torch.zeros_like(self.share)
-        inverse = (-self.log_pivots).exp().masked_fill(self.grounded, 0.0).clamp(max=1e290)
-        for k in range(1, out.shape[-1]):
-            share = self.share[:, k, :k]
-            far = (out[:, :k, :k] @ share[:, :, None])[..., 0]
-            row = inverse[:, k, None] + far - 0.5 * (share * far).sum(-1, keepdim=True)
-            out[:, k, :k] = row
-            out[:, :k, k] = row
-        return out
+_LOWEST = math.log(_TINY)
 
 
 def assemble(weights: Tensor, grounded: Tensor, damping: Tensor | None = None) -> Tensor:
@@ -186,27 +84,59 @@ def log_tie_weights(log_p: Tensor) -> Tensor:
     return torch.stack([torch.logsumexp(log_p[..., j, None] + log_p, -2) for j in range(log_p.shape[-1])], -2)
 
 
+def matched_flows(log_p: Tensor, row_of: Tensor) -> Tensor:
+    """Logarithms (b, n, n) of the flows ``P[s(j), k]`` from column ``j`` to ``k``, with ``s(j)`` the row matched to ``j``.
+
+    Row and column sums of one mean that as much flows out of every set of columns as flows in.
+    """
+    return log_p.gather(-2, row_of[:, :, None].expand_as(log_p))
+
+
+def cut_basis(log_p: Tensor, weights: Tensor, grounded: Tensor, row_of: Tensor | None = None) -> CutBasis:
+    """The Laplacians with ties ``P^T P`` in the basis of cuts.
+
+    Ties that have underflowed are replaced by ``P[s(j), k] + P[s(k), j]`` (for other row sums, times those of ``P``):
+    what row ``s(j)`` ties to ``k`` is then all tied to ``j`` instead of being spread over the columns that ``s(j)`` is
+    tied to. That moves ends of a tie only within groups beside whose own ties it does not count.
+
+    Args:
+        log_p: (b, n, n).
+        weights: ``P^T P``.
+        grounded: bool (b, n).
+        row_of: the row matched to every column, (b, n), if it is known.
+    """
+    log_w = weights.log()
+    found = CutBasis(log_w, grounded)
+    deep = found.weakest < _LOWEST
+    if not bool(deep.any()):
+        return found
+    rows = solve_assignment(log_p[deep]).argsort(-1) if row_of is None else row_of[deep]
+    log_f = matched_flows(log_p[deep] + torch.logsumexp(log_p[deep], -1, keepdim=True), rows)
+    log_w[deep] = torch.where(log_w[deep] > _LOWEST, log_w[deep], torch.logaddexp(log_f, log_f.mT))
+    return CutBasis(log_w, grounded)
+
+
 class _Plan:
-    """How the Laplacians of a flat batch were factored: Cholesky, elimination, or not in ordinary numbers."""
+    """How the Laplacians of a flat batch were factored: Cholesky, or in the basis of cuts."""
 
     def __init__(self, log_p: Tensor, grounded: Tensor) -> None:
         weights = tie_weights(log_p)
         self.grounded = grounded
         self.factor, self.good = trusted_cholesky(weights, grounded)
         self.logdet = 2 * self.factor.diagonal(0, -2, -1).log().sum(-1)
-        self.elimination: Elimination | None = None
+        self.cuts: CutBasis | None = None
         self.deep = torch.zeros_like(self.good)
         if not bool(self.good.all()):
             bad = ~self.good
-            self.elimination = Elimination(weights[bad], grounded[bad])
-            self.logdet[bad] = self.elimination.log_pivots.sum(-1)
-            self.deep[bad] = self.elimination.failed
+            self.cuts = cut_basis(log_p[bad], weights[bad], grounded[bad])
+            self.logdet[bad] = self.cuts.logdet
+            self.deep[bad] = self.cuts.weakest < _LOWEST
 
     def resistances(self) -> Tensor:
         """Effective resistances (b, n, n), without gradients."""
         out = resistances_of(torch.cholesky_inverse(self.factor), self.grounded)
-        if self.elimination is not None:
-            out[~self.good] = self.elimination.resistances()
+        if self.cuts is not None:
+            out[~self.good] = self.cuts.resistances()
             out[self.deep] = 0.0  # they are differentiated in logarithms
         return out
 
@@ -303,19 +233,9 @@ def _solve(
         out = out[:, :, None] - out[:, None, :]
     if not bool(good.all()):
         bad = ~good
-        w, ground, given = weights[bad], grounded[bad], None if right is None else right[bad]
-        drops = None if flow is None else torch.where(w > _TINY, flow[bad] / w.clamp(min=_TINY), 0.0)
-
-        def read(found: Elimination) -> Tensor:
-            return found.differences() if differences else found.potentials()
-
-        found = Elimination(w, ground, drops, given)
-        x = read(found)
-        low = found.failed
-        if bool(low.any()):
-            parts = [None if part is None else part[low] for part in (drops, given)]
-            x[low] = read(Elimination(log_tie_weights(log_p[bad][low]), ground[low], *parts, log=True))
-        out[bad] = x
+        cuts = cut_basis(log_p[bad], weights[bad], grounded[bad])
+        y = cuts.drops(cuts.received(*(None if part is None else part[bad] for part in (flow, right))))
+        out[bad] = cuts.differences(y) if differences else cuts.potentials(y)
     return out
 
 

@@ -4,11 +4,26 @@ from __future__ import annotations
 
 import math
 import numbers
+import os
+import sys
+import warnings
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+_OURS = tuple(f"{path}{os.sep}" for path in (Path(__file__).parents[1], Path(torch.__file__).parent))
+
+
+def warn_user(message: str, category: type[Warning]) -> None:
+    """Warn as of the line outside this package and torch that led here."""
+    level, frame = 2, sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_OURS):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, category, stacklevel=level)
 
 
 def describe(index: tuple[int, ...]) -> str:

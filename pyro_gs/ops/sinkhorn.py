@@ -12,14 +12,25 @@ does not depend on the number of iterations. All of it happens in float64, whate
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import math
-import warnings
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from pyro_gs.ops.logits import broadcast_batch, check_floating, check_logits, check_temperature, first_position
-from pyro_gs.ops.newton import SinkhornSolution, scale
+from pyro_gs.ops.batching import apply_batched
+from pyro_gs.ops.implicit import SinkhornSolution, scale
+from pyro_gs.ops.logits import (
+    broadcast_batch,
+    check_floating,
+    check_logits,
+    check_square,
+    check_temperature,
+    first_position,
+    warn_user,
+)
 from pyro_gs.ops.support import Support, component_sums, find_support
 
 _DEFAULT_TOL = {torch.float64: 1e-10, torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 1e-2}
@@ -29,20 +40,30 @@ class SinkhornWarning(UserWarning):
     """The Sinkhorn operator did not reach its tolerance."""
 
 
-def scaled_logits(logits: Tensor, temperature: float | Tensor, support: Support, noise: Tensor | None = None) -> Tensor:
-    """``(logits + noise) / temperature`` in float64, ``-inf`` where forbidden, without NaN in any gradient.
+def may_forbid(logits: Tensor) -> bool:
+    """Whether an entry is ``-inf``; True where a transformation hides the values."""
+    detached = logits.detach()
+    try:
+        return detached.numel() > 0 and bool(detached.amin() == -torch.inf)
+    except RuntimeError:  # under vmap, which has no single answer
+        return True
 
-    ``noise`` may have more batch dimensions than ``logits`` and ``support``.
+
+def scaled_logits(logits: Tensor, temperature: float | Tensor, noise: Tensor | None = None) -> Tensor:
+    """``(logits + noise) / temperature`` in float64 up to a shift of every row, ``-inf`` where ``logits`` are.
+
+    No gradient is NaN. The largest entry of a row is subtracted first, so that a large common shift is not rounded at the
+    scale of its quotient; ``S`` and its derivatives do not depend on it. ``noise`` may have more batch dimensions.
     """
-    z = logits.double()
-    allowed = support.allowed
-    if allowed is not None:
-        z = z.masked_fill(~allowed, 0.0)
+    top = logits.detach().amax(-1, keepdim=True).double()
+    z = logits.double() - torch.where(top.isfinite(), top, 0.0)
+    forbidden = z.detach() == -torch.inf if may_forbid(logits) else None
+    if forbidden is not None:
+        z = z.masked_fill(forbidden, 0.0)
     if noise is not None:
         z = z + noise
-    t = temperature.double()[..., None, None] if isinstance(temperature, Tensor) else temperature
-    z = z / t
-    return z if allowed is None else z.masked_fill(~allowed, -torch.inf)
+    z = z / (temperature.double()[..., None, None] if isinstance(temperature, Tensor) else temperature)
+    return z if forbidden is None else z.masked_fill(forbidden, -torch.inf)
 
 
 def _check_options(tol: float | None, max_iter: int | None, num_iters: int | None = None) -> None:
@@ -63,19 +84,18 @@ def default_tol(dtype: torch.dtype) -> float:
     return _DEFAULT_TOL[dtype]
 
 
-def warn_unconverged(solution: SinkhornSolution, tol: float, temperature: float | Tensor | None) -> None:
+def warn_unconverged(tol: float, solution: SinkhornSolution, temperature: float | Tensor | None) -> None:
     """Issue a :class:`SinkhornWarning` if an item of a solution missed its tolerance."""
     if bool(solution.converged.all()):
         return
     worst = float(solution.residual.max())
     count = int((~solution.converged).sum())
     about = "logits as given" if temperature is None else _temperature_range(temperature)
-    warnings.warn(
+    warn_user(
         f"Sinkhorn stopped after {int(solution.iterations.max())} Newton steps with a marginal error of {worst:.2e}, "
         f"above tol={tol:.1e}, for {count} of {solution.converged.numel()} matrices ({about}); raise max_iter, tol or "
         "the temperature",
         SinkhornWarning,
-        stacklevel=3,
     )
 
 
@@ -133,26 +153,54 @@ def solve_sinkhorn(
         >>> bool(solution.converged)
         True
     """
-    check_logits(logits)
+    check_square(logits, "logits")
+    check_floating(logits, "logits")
     _check_options(tol, max_iter)
-    support = find_support(logits.detach() > -torch.inf)
     for name, sums in (("row_sums", row_sums), ("column_sums", column_sums)):
         if sums is not None:
-            _check_sums(sums, name, logits)
-    if row_sums is not None or column_sums is not None:
-        _check_totals(row_sums, column_sums, logits, support)
+            _check_shape(sums, name, logits)
+            with contextlib.suppress(RuntimeError):  # under vmap, which hides values, they are looked at inside
+                _check_sums(sums, name)
     tol = default_tol(logits.dtype) if tol is None else tol
-    z = scaled_logits(logits, 1.0, support)
-    found = scale(z, support, row_sums, column_sums, tol=tol, max_iter=max_iter or 500, relative=True)
-    if throw and not bool(found.converged.all()):
-        raise RuntimeError(
-            f"solve_sinkhorn did not converge: marginal error {float(found.residual.max()):.2e} > tol={tol:.1e}"
-        )
-    warn_unconverged(found, tol, None)
+    slack = max((100 * torch.finfo(s.dtype).eps for s in (row_sums, column_sums) if s is not None), default=0.0)
+
+    def report(found: SinkhornSolution, _: None) -> None:
+        if throw and not bool(found.converged.all()):
+            raise RuntimeError(
+                f"solve_sinkhorn did not converge: marginal error {float(found.residual.max()):.2e} > tol={tol:.1e}"
+            )
+        warn_unconverged(tol, found, None)
+
+    found = scale(
+        logits.double(), None, row_sums, column_sums, tol=tol, max_iter=max_iter or 500, relative=True,
+        checks=(functools.partial(_check_problem, slack=slack), logits.detach(), None), report=report,
+    )  # fmt: skip
     dtype = logits.dtype
     return found._replace(
         log_p=found.log_p.to(dtype), u=found.u.to(dtype), v=found.v.to(dtype), residual=found.residual.to(dtype)
     )
+
+
+def _check_problem(
+    z: Tensor,
+    logits: Tensor,
+    temperature: float | Tensor | None,
+    rows: Tensor | None,
+    columns: Tensor | None,
+    slack: float = 0.0,
+) -> Support:
+    """Look at values; the support of the logits."""
+    check_logits(logits)
+    if temperature is not None:
+        check_temperature(temperature)
+        _check_overflow(z)
+    support = find_support(logits > -torch.inf)
+    for name, sums in (("row_sums", rows), ("column_sums", columns)):
+        if sums is not None:
+            _check_sums(sums, name)
+    if rows is not None or columns is not None:
+        _check_totals(rows, columns, z, support, slack)
+    return support
 
 
 def _check_overflow(z: Tensor) -> None:
@@ -164,7 +212,7 @@ def _check_overflow(z: Tensor) -> None:
         )
 
 
-def _check_sums(sums: Tensor, name: str, logits: Tensor) -> None:
+def _check_shape(sums: Tensor, name: str, logits: Tensor) -> None:
     n = logits.shape[-1]
     if not isinstance(sums, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor of shape (..., {n}), but is {type(sums).__name__}")
@@ -179,18 +227,18 @@ def _check_sums(sums: Tensor, name: str, logits: Tensor) -> None:
         raise ValueError(
             f"{name} of shape {tuple(sums.shape)} does not broadcast to {tuple(logits.shape[:-1])}, the batch of logits"
         ) from None
+
+
+def _check_sums(sums: Tensor, name: str) -> None:
     bad = ~((sums > 0) & (sums < torch.inf))
     if bool(bad.any()):
         where = first_position(bad)
         raise ValueError(f"{name} must be positive and finite, but is {float(sums[where])} at {where}")
 
 
-def _check_totals(rows: Tensor | None, columns: Tensor | None, logits: Tensor, support: Support) -> None:
-    ones = torch.ones(logits.shape[:-1], dtype=torch.float64, device=logits.device)
-    r = ones if rows is None else rows.double().expand(ones.shape)
-    c = ones if columns is None else columns.double().expand(ones.shape)
+def _check_totals(rows: Tensor | None, columns: Tensor | None, z: Tensor, support: Support, slack: float) -> None:
+    r, c = (torch.ones_like(z[..., 0]) if sums is None else sums for sums in (rows, columns))
     gap = component_sums(r, support, rows=True) - component_sums(c, support)
-    slack = max(100 * torch.finfo(s.dtype).eps for s in (rows, columns) if s is not None)
     bad = gap.abs() > slack * r.sum(-1, keepdim=True)
     if bool(bad.any()):
         where = first_position(bad)
@@ -276,21 +324,62 @@ def _operator(
     *,
     relative: bool,
 ) -> Tensor:
-    check_logits(logits)
-    check_temperature(temperature)
+    check_square(logits, "logits")
+    check_floating(logits, "logits")
+    if not isinstance(temperature, Tensor):
+        check_temperature(temperature)
+    else:
+        check_floating(temperature, "temperature")
     _check_options(tol, max_iter, num_iters)
     if isinstance(temperature, Tensor) and temperature.dim():
         batch = broadcast_batch(temperature, logits)
         logits = logits.expand(*batch, *logits.shape[-2:])
-    support = find_support(logits.detach() > -torch.inf)
-    z = scaled_logits(logits, temperature, support)
-    _check_overflow(z)
+    z = scaled_logits(logits, temperature)
+    about = temperature.detach() if isinstance(temperature, Tensor) else temperature
     if num_iters is not None:
-        for _ in range(num_iters):
-            z = z - torch.logsumexp(z, -1, keepdim=True)
-            z = z - torch.logsumexp(z, -2, keepdim=True)
-        return z.to(logits.dtype)
+        return _sweeps(z, logits.detach(), about, num_iters).to(logits.dtype)
     tol = default_tol(logits.dtype) if tol is None else tol
-    found = scale(z, support, tol=tol, max_iter=max_iter or 500, relative=relative)
-    warn_unconverged(found, tol, temperature)
+    found = scale(
+        z, None, tol=tol, max_iter=max_iter or 500, relative=relative,
+        checks=(_check_problem, logits.detach(), about),
+        report=functools.partial(warn_unconverged, tol),
+    )  # fmt: skip
     return found.log_p.to(logits.dtype)
+
+
+def _sweeps(z: Tensor, logits: Tensor, temperature: float | Tensor, count: int) -> Tensor:
+    """``count`` plain sweeps, each a row and a column normalisation, that autograd follows."""
+    # Looking at values would break the capture of a CUDA graph; there the first, uncaptured calls have done it.
+    if not (z.is_cuda and torch.cuda.is_current_stream_capturing()):
+        allowed = _Checked.apply(z.detach(), logits, temperature)
+        if may_forbid(logits):
+            z = z.masked_fill(~allowed, -torch.inf)
+    for _ in range(count):
+        z = z - torch.logsumexp(z, -1, keepdim=True)
+        z = z - torch.logsumexp(z, -2, keepdim=True)
+    return z
+
+
+class _Checked(torch.autograd.Function):
+    """Checks of values, and the pruned support (..., n, n), also where a transformation hides the values."""
+
+    @staticmethod
+    def forward(z: Tensor, logits: Tensor, temperature: float | Tensor) -> Tensor:
+        """Check."""
+        allowed = _check_problem(z, logits, temperature, None, None).allowed
+        return torch.ones_like(z, dtype=torch.bool) if allowed is None else allowed.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        """Nothing to keep."""
+        ctx.mark_non_differentiable(output)
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> tuple[None, None, None]:
+        """No gradient."""
+        return None, None, None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
+        """One more batch dimension."""
+        return apply_batched(_Checked, info, in_dims, args)

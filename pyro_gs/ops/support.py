@@ -9,7 +9,6 @@ components are also the blocks into which every law over the mask's permutations
 from __future__ import annotations
 
 import functools
-import warnings
 from typing import NoReturn
 
 import numpy as np
@@ -18,7 +17,7 @@ from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import connected_components, maximum_bipartite_matching
 from torch import Tensor
 
-from pyro_gs.ops.logits import describe
+from pyro_gs.ops.logits import describe, warn_user
 
 
 class SupportWarning(UserWarning):
@@ -130,7 +129,7 @@ def find_support(allowed: Tensor, name: str = "logits", *, prune: bool = True) -
         text = f"{name}{place} permits row {row}, column {column}, which lies on no permutation ({count} such entries)"
         if not prune:
             raise ValueError(text)
-        warnings.warn(f"{text}; they are forbidden from here on", SupportWarning, stacklevel=3)
+        warn_user(f"{text}; they are forbidden from here on", SupportWarning)
     earlier = np.arange(n)[:, None] > np.arange(n)[None, :]
     first = ~((columns[:, :, None] == columns[:, None, :]) & earlier).any(-1)
 

@@ -3,7 +3,6 @@ import pytest
 import torch
 
 from pyro_gs import laplacian_logdet, laplacian_solve, log_sinkhorn
-from pyro_gs.ops.laplacian import Elimination, log_tie_weights, tie_weights
 
 pytestmark = pytest.mark.usefixtures("float64_only")
 
@@ -83,20 +82,6 @@ def test_solve():
     p = log_p.exp()
     assert torch.allclose(x - (p.mT @ p @ x[..., None])[..., 0], b, atol=1e-10)
     assert (x[:, 0] == 0).all()
-
-
-def test_logarithmic_elimination_equals_the_ordinary_one():
-    log_p = log_sinkhorn(torch.randn(3, 6, 6), temperature=0.3)
-    flow = torch.randn(3, 6, 6)
-    flow = flow - flow.mT
-    grounded = torch.zeros(3, 6, dtype=torch.bool)
-    grounded[:, 0] = True
-    weights = tie_weights(log_p)
-    plain = Elimination(weights, grounded, flow / weights)
-    logs = Elimination(log_tie_weights(log_p), grounded, flow / weights, log=True)
-    assert torch.allclose(plain.log_pivots, logs.log_pivots, atol=1e-11)
-    assert torch.allclose(plain.potentials(), logs.potentials(), rtol=1e-9)
-    assert torch.allclose(plain.resistances(), logs.resistances(), rtol=1e-9)
 
 
 def test_bad_input():

@@ -1,0 +1,271 @@
+r"""The converged operator as a differentiable function: implicit derivatives of every order, in both modes, under vmap.
+
+For ``log P = Z + u + v`` with fixed row and column sums let ``A G`` be the matrix ``a_i + b_j`` for which
+``P * (A G)`` has the row and column sums of ``G``: one solve with the Laplacian of :mod:`pyro_gs.ops.laplacian`. Then
+
+    d log P = dZ - A (P * dZ),        d<G, log P> / dZ = G - P * (A G),
+
+and ``A`` is symmetric with ``d(A G) = A (dG - P * (A G) * d log P)``, so :class:`MarginalPotentials`, which is ``A``,
+is its own derivative and derivatives of any order are at hand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pyro_gs.ops.batching import apply_batched
+from pyro_gs.ops.laplacian import grounded_nodes, solve_differences
+from pyro_gs.ops.newton import Newton, rows_exact
+from pyro_gs.ops.polish import refine
+from pyro_gs.ops.support import Support
+
+# The implicit gradient holds at fixed points; an item whose marginals are further off than this has none.
+FIXED_POINT = 2e-6
+
+
+class SinkhornSolution(NamedTuple):
+    """What :func:`solve_sinkhorn` returns.
+
+    Attributes:
+        log_p: logarithm of the scaled matrix, shape (..., n, n); carries the gradient.
+        u: row potentials, shape (..., n); no gradient.
+        v: column potentials, shape (..., n), zero at the first column of every component; no gradient.
+        residual: largest error of a marginal, shape (...).
+        iterations: Newton steps taken, shape (...), dtype long.
+        converged: whether ``residual <= tol``, shape (...), dtype bool.
+    """
+
+    log_p: Tensor
+    u: Tensor
+    v: Tensor
+    residual: Tensor
+    iterations: Tensor
+    converged: Tensor
+
+
+class Settings(NamedTuple):
+    """How to solve.
+
+    Attributes:
+        support: of the logits; None to have ``prepare`` find it.
+        prepare: checks of values, which under a transformation see the values only inside the function.
+        tol: largest error of a marginal.
+        max_iter: cap on Newton steps.
+        relative: whether the smallest entries have to be right too.
+        report: told of the solution, and the temperature, before it is returned.
+    """
+
+    support: Support | None
+    tol: float
+    max_iter: int
+    relative: bool
+    prepare: Callable[..., Support] | None = None
+    report: Callable[[SinkhornSolution, Any], None] | None = None
+
+
+class Solve(torch.autograd.Function):
+    """``log P`` (..., n, n) as a function of ``Z``, with what there is to say of it.
+
+    Sums and start have the batch shape of ``Z`` or are None; logits and temperature are for ``prepare``.
+    """
+
+    @staticmethod
+    def forward(
+        z: Tensor,
+        row_sums: Tensor | None,
+        column_sums: Tensor | None,
+        start: Tensor | None,
+        logits: Tensor | None,
+        temperature: Any,
+        settings: Settings,
+    ) -> tuple[Tensor, ...]:
+        """Solve; outputs are those of :class:`SinkhornSolution`, the grounded columns, and where no gradient exists."""
+        support = settings.support
+        if support is None:
+            assert settings.prepare is not None
+            support = settings.prepare(z, logits, temperature, row_sums, column_sums)
+            if support.allowed is not None:  # pruned
+                z = z.masked_fill(~support.allowed, -torch.inf)
+        elif support.shape != z.shape:
+            support = support.expand(z.shape[:-2])
+        found, grounded = _solve(z, support, row_sums, column_sums, start, settings)
+        if settings.report is not None:
+            settings.report(found, temperature)
+        return (*found, grounded, ~found.converged & (found.residual > FIXED_POINT))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        """Keep the solution."""
+        log_p, *rest = output
+        ctx.mark_non_differentiable(*rest)
+        kept = (log_p, rest[-2], rest[-1], inputs[1])
+        ctx.save_for_backward(*kept)
+        ctx.save_for_forward(*kept)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+        """``G - P * (A G)``."""
+        log_p, grounded, refused, row_sums = ctx.saved_tensors
+        grad = torch.where(log_p == -torch.inf, 0.0, grad)
+        fit = MarginalPotentials.apply(log_p, grounded, refused, row_sums, grad)
+        return (grad - log_p.exp() * fit, None, None, None, None, None, None)
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+        """``dZ - A (P * dZ)``."""
+        log_p, grounded, refused, row_sums = ctx.saved_tensors
+        forbidden = log_p == -torch.inf
+        tangent = torch.where(forbidden, 0.0, tangent)
+        fit = MarginalPotentials.apply(log_p, grounded, refused, row_sums, log_p.exp() * tangent)
+        return (torch.where(forbidden, 0.0, tangent - fit), None, None, None, None, None, None, None)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
+        """One more batch dimension."""
+        return apply_batched(Solve, info, in_dims, args)
+
+
+class MarginalPotentials(torch.autograd.Function):
+    """``A G``: the matrix ``a_i + b_j`` for which ``P * (A G)`` has the row and column sums of ``G``, (..., n, n)."""
+
+    @staticmethod
+    def forward(log_p: Tensor, grounded: Tensor, refused: Tensor, row_sums: Tensor | None, g: Tensor) -> Tensor:
+        """Solve for potentials as differences: near a permutation ``a_i`` and ``-b_j`` are huge and nearly agree."""
+        lost = refused & (g != 0).any(-1).any(-1)
+        if bool(lost.any()):
+            raise RuntimeError(
+                f"no gradient: Sinkhorn stopped before its tolerance for {int(lost.sum())} of {lost.numel()} matrices, and "
+                "the implicit gradient holds at a solution only; raise max_iter, or ask for num_iters to differentiate "
+                "through sweeps"
+            )
+        n = log_p.shape[-1]
+        flat, g, ground = log_p.reshape(-1, n, n), g.reshape(-1, n, n), grounded.reshape(-1, n)
+        if row_sums is None:
+            scaled, p = flat, flat.exp()
+            q, cross = p, p.mT @ g
+        else:
+            log_r = row_sums.log().reshape(-1, n, 1)
+            scaled, p = flat - 0.5 * log_r, flat.exp()
+            q = scaled.exp()
+            cross = q.mT @ (g * (-0.5 * log_r).exp())
+        # (diag(c) - P' diag(1/r) P) b = g_c - P' diag(1/r) g_r, the right side as a flow.
+        apart = solve_differences(q, scaled, ground, cross.mT - cross)
+        out = g.sum(-1, keepdim=True) - p @ apart
+        if row_sums is not None:
+            out = out * (-log_r).exp()
+        return out.reshape(log_p.shape)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        """Keep inputs and output."""
+        log_p, grounded, refused, row_sums, _ = inputs
+        kept = (log_p, grounded, refused, row_sums, output)
+        ctx.save_for_backward(*kept)
+        ctx.save_for_forward(*kept)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """``A`` is symmetric."""
+        log_p, grounded, refused, row_sums, fit = ctx.saved_tensors
+        back = MarginalPotentials.apply(log_p, grounded, refused, row_sums, grad)
+        p = log_p.exp()
+        return -torch.where(p > 0, p * fit * back, 0.0), None, None, None, back
+
+    @staticmethod
+    def jvp(ctx: Any, log_t: Tensor, _1: Any, _2: Any, _3: Any, g_t: Tensor) -> Tensor:
+        """``A (dG - P * (A G) * d log P)``."""
+        log_p, grounded, refused, row_sums, fit = ctx.saved_tensors
+        p = log_p.exp()
+        change = g_t if log_t is None else -torch.where(p > 0, p * fit * log_t, 0.0) + (0.0 if g_t is None else g_t)
+        return MarginalPotentials.apply(log_p, grounded, refused, row_sums, change)  # type: ignore[no-any-return]
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
+        """One more batch dimension."""
+        return apply_batched(MarginalPotentials, info, in_dims, args)
+
+
+def _solve(
+    z: Tensor,
+    support: Support,
+    row_sums: Tensor | None,
+    column_sums: Tensor | None,
+    start: Tensor | None,
+    settings: Settings,
+) -> tuple[SinkhornSolution, Tensor]:
+    """The solution, and the grounded columns (..., n)."""
+    n, batch = z.shape[-1], z.shape[:-2]
+    flat = z.reshape(-1, n, n)
+    ones = torch.ones_like(flat[..., 0])
+    r, c = (ones if sums is None else sums.reshape(-1, n) for sums in (row_sums, column_sums))
+    ground = grounded_nodes(support, z)
+    grounded = ground.reshape(-1, n)
+    iterations = torch.zeros(len(flat), dtype=torch.long, device=z.device)
+    moved = None
+    if start is None:
+        newton = Newton(flat, r, c, settings.tol, settings.max_iter)
+        newton.run()
+        flat, u, v, residual, iterations = newton.z, newton.u, newton.v, newton.residual, newton.iterations
+        moved = newton.moved
+    else:
+        v = start.reshape(-1, n)
+        u, residual = rows_exact(flat, v, r.log()), torch.zeros_like(v[:, 0])
+    near = residual <= settings.tol
+    if settings.relative and bool(near.all()):
+        u, v, residual = refine(flat, u, v, r, c, grounded)
+    elif settings.relative and bool(near.any()):
+        u, v, residual = u.clone(), v.clone(), residual.clone()
+        u[near], v[near], residual[near] = refine(flat[near], u[near], v[near], r[near], c[near], grounded[near])
+    log_p = torch.add(flat, u[:, :, None]).add_(v[:, None, :])
+    if moved is not None:
+        u, v = u + moved[0], v + moved[1]
+    rows, columns = _gauge(v, support, grounded)
+    found = SinkhornSolution(
+        log_p.reshape(z.shape),
+        (u + rows).reshape(z.shape[:-1]),
+        (v - columns).reshape(z.shape[:-1]),
+        residual.reshape(batch),
+        iterations.reshape(batch),
+        (residual <= settings.tol).reshape(batch),
+    )
+    return found, ground
+
+
+def _gauge(v: Tensor, support: Support, grounded: Tensor) -> tuple[Tensor, Tensor]:
+    """The column potential at the ground of every row's and of every column's component."""
+    if support.component is None or support.row_component is None:
+        return v[:, :1], v[:, :1]
+    label = support.component.reshape(v.shape)
+    at_ground = torch.zeros_like(v).scatter_add_(-1, label, torch.where(grounded, v, 0.0))
+    return at_ground.gather(-1, support.row_component.reshape(v.shape)), at_ground.gather(-1, label)
+
+
+@torch.compiler.disable
+def scale(
+    z: Tensor,
+    support: Support | None,
+    row_sums: Tensor | None = None,
+    column_sums: Tensor | None = None,
+    *,
+    tol: float,
+    max_iter: int,
+    relative: bool,
+    start: Tensor | None = None,
+    checks: tuple[Callable[..., Support], Tensor, Any] | None = None,
+    report: Callable[[SinkhornSolution], None] | None = None,
+) -> SinkhornSolution:
+    """The way in for every public function: float64 ``z`` (..., n, n) with ``-inf`` outside ``support``.
+
+    With ``relative`` the smallest entries are made exact too, which a density needs and an average does not. Column
+    potentials that are right to ``tol`` already may be given as ``start``. Instead of a support, ``checks`` gives a
+    function that makes one, with the logits and the temperature that it looks at.
+    """
+    prepare, logits, temperature = checks or (None, None, None)
+    row_sums, column_sums = (None if sums is None else sums.to(z).expand(z.shape[:-1]) for sums in (row_sums, column_sums))
+    settings = Settings(support, tol, max_iter, relative, prepare, report)
+    out = Solve.apply(z, row_sums, column_sums, start, logits, temperature, settings)
+    return SinkhornSolution(*out[:6])

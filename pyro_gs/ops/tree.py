@@ -1,0 +1,208 @@
+r"""Laplacians whose weights span hundreds of orders of magnitude, in the cut basis of a maximum spanning tree.
+
+Near a permutation the ties ``W = P^T P`` between columns are strong inside clusters and vanishing between them, and a
+factorization of the Laplacian ``L`` in the basis of nodes subtracts nearly equal numbers until nothing is left of the
+weak ties. In the basis of *cuts* it does not. Root a maximum spanning forest of the ties at the grounded nodes; let
+``S_e`` be the nodes below the tree edge ``e`` and ``1_S`` their indicators, so that ``x = sum_e y_e 1_{S_e}`` has
+``y_e`` as the drop across ``e``. Then
+
+    K_ef = 1_{S_e}^T L 1_{S_f} = + W(S_e, complement of S_f)  if S_e lies inside S_f
+                                 - W(S_e, S_f)                if the two are disjoint
+
+is a sum of ties of one sign: nothing is subtracted. ``K_ee`` is the weight of the cut, no tie across the cut is
+stronger than its tree edge, and so ``|K_ef| <= min(K_ee, K_ff)`` and ``diag(K) / n^2 <= K <= n diag(K)``: scaled by its
+diagonal ``K`` is as well conditioned as a polynomial in ``n`` allows, whatever the range of the weights, and every
+product ``K_em K_mf / K_mm`` that elimination subtracts from ``K_ef`` is at most ``min(K_ee, K_ff)``. The determinant is
+that of ``L`` without its grounded rows and columns, since the change of basis has determinant one.
+
+Rows are computed at the scale of their own cut, so weights may have logarithms of any size.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_WINDOW = 500.0  # nats of cut weights that one pass in ordinary numbers serves
+_NO_TIE = -1e300
+
+
+def spanning_forest(log_w: Tensor, grounded: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Maximum spanning forests by Prim's algorithm on the host, rooted at the grounded nodes.
+
+    Args:
+        log_w: symmetric logarithms of weights, (b, n, n); the diagonal is ignored.
+        grounded: bool (b, n).
+
+    Returns:
+        parent: long (b, n), a grounded node is its own.
+        order: long (b, n), nodes such that parents come before their children.
+        below: float64 (b, n, n), 1 at ``[j, e]`` if node ``j`` lies below the edge from node ``e`` to its parent.
+    """
+    weight = log_w.detach().to("cpu").numpy()
+    inside = grounded.to("cpu").numpy().copy()
+    size, n = inside.shape
+    order = np.argsort(~inside, axis=-1, kind="stable")
+    count = inside.sum(-1)
+    masked = np.where(inside[:, :, None], weight, -np.inf)
+    parent = np.where(inside, np.arange(n), masked.argmax(1))
+    best = masked.max(1).clip(min=_NO_TIE)
+    best[inside] = -np.inf
+    below = np.zeros((size, n, n), dtype=bool)
+    for _ in range(n - int(count.min(initial=n))):
+        item = np.flatnonzero(count < n)
+        node = best[item].argmax(-1)
+        path = below[item, parent[item, node]]
+        path[np.arange(len(item)), node] = True
+        below[item, node] = path
+        order[item, count[item]] = node
+        inside[item, node] = True
+        count[item] += 1
+        best[item, node] = -np.inf
+        new = weight[item, node]
+        closer = (new > best[item]) & ~inside[item]
+        best[item] = np.where(closer, new, best[item])
+        parent[item] = np.where(closer, node[:, None], parent[item])
+    device = log_w.device
+    return (
+        torch.from_numpy(parent).to(device),
+        torch.from_numpy(order).to(device),
+        torch.from_numpy(below).to(device, torch.float64),
+    )
+
+
+def _log_sums(log_f: Tensor, basis: CutBasis, items: Tensor) -> Tensor:
+    """Logarithms of the flows out of every ``S_e`` by addition from the leaves up, where ordinary numbers underflow."""
+    total = log_f.clone()
+    parent, order, grounded = basis.parent[items], basis.order[items], basis.grounded[items]
+    item = torch.arange(len(total), device=total.device)
+    for place in range(total.shape[-1] - 1, 0, -1):
+        node = order[:, place]
+        up = parent[item, node]
+        add = torch.where(grounded[item, node][:, None], -torch.inf, total[item, node])
+        total[item, up] = torch.logaddexp(total[item, up], add)
+    return torch.logsumexp(total.masked_fill(basis.below[items].mT > 0, -torch.inf), -1)
+
+
+class CutBasis:
+    """Laplacians of a flat batch in the basis of the cuts of their spanning forests.
+
+    Args:
+        log_w: logarithms of symmetric weights, (b, n, n); the diagonal is ignored, -inf is no tie.
+        grounded: bool (b, n), the first node of every component.
+
+    Attributes:
+        log_cut: logarithms of ``K_ee``, (b, n); edges are numbered by their lower node, zero at the grounded ones.
+        below: (b, n, n), 1 at ``[j, e]`` if node ``j`` lies in ``S_e``.
+        logdet: log-determinants of the grounded Laplacians, (b,).
+        weakest: logarithm of the weakest tie of the forest, (b,).
+    """
+
+    def __init__(self, log_w: Tensor, grounded: Tensor) -> None:
+        self.grounded = grounded
+        self.parent, self.order, self.below = spanning_forest(log_w, grounded)
+        n = log_w.shape[-1]
+        self._outside = 1.0 - self.below
+        tie = log_w.gather(-1, self.parent[..., None])[..., 0].masked_fill(grounded, -torch.inf)
+        # The strongest tie across a cut is its tree edge; one pass in ordinary numbers serves the edges of a window.
+        top = tie.amax(-1, keepdim=True).masked_fill(grounded.all(-1, keepdim=True), 0.0)
+        tie = torch.where(grounded, top, tie)
+        self.weakest = tie.amin(-1)
+        self._top, self._window = top, ((top - tie) / _WINDOW).floor()
+        self._passes = self._window.unique() if bool((self._window > 0).any()) else self._window.new_zeros(1)
+        off = torch.eye(n, dtype=torch.bool, device=log_w.device)
+        near = torch.zeros_like(self.below)
+        above, below = self._outside.mT, self.below.mT
+        for number in self._passes:
+            w = (log_w - (top - number * _WINDOW)[..., None]).clamp(max=0.0).exp().masked_fill_(off, 0.0)
+            part = torch.where(below > 0, above @ w, below @ w)  # from node k to the other side of cut e, at [e, k]
+            near = torch.where((self._window == number)[..., None], part, near)
+        cut = (near * above).sum(-1).masked_fill(grounded, 1.0)
+        self.log_cut = (cut.log() + top - self._window * _WINDOW).masked_fill(grounded, 0.0)
+        near = near / cut[..., None]
+        inner = near @ self.below
+        rows = torch.where(self.below.mT > 0, inner, -inner)  # f below e, or disjoint
+        # [e, f] with f above e: below[e, f]
+        rows = torch.where(self.below > 0, near @ self._outside, rows)
+        rows.diagonal(0, -2, -1).fill_(1.0)
+        self.rows = rows  # K, every row divided by its diagonal
+        self.factor, self.pivots = torch.linalg.lu_factor(rows)
+        self.logdet = self.log_cut.sum(-1) + self.factor.diagonal(0, -2, -1).abs().log().sum(-1)
+
+    def log_cut_sums(self, log_f: Tensor) -> tuple[Tensor, Tensor]:
+        """Logarithms (b, n) of what flows carry out of and into every ``S_e``.
+
+        Args:
+            log_f: logarithms of flows from node ``j`` to node ``k``, (b, n, n); the diagonal does not matter.
+        """
+        out, into = (torch.full_like(self.log_cut, -torch.inf) for _ in range(2))
+        for number in self._passes:
+            base = self._top - number * _WINDOW
+            f = (log_f - base[..., None]).clamp(max=50.0).exp()
+            leaving, entering = (((g @ self._outside) * self.below).sum(-2).log() + base for g in (f, f.mT))
+            here = self._window == number
+            out, into = torch.where(here, leaving, out), torch.where(here, entering, into)
+        lost = (~self.grounded & ((out == -torch.inf) | (into == -torch.inf))).any(-1)
+        if bool(lost.any()):  # one direction is hundreds of nats below the other
+            out[lost], into[lost] = (_log_sums(g, self, lost) for g in (log_f[lost], log_f[lost].mT))
+        return out.masked_fill(self.grounded, 0.0), into.masked_fill(self.grounded, 0.0)
+
+    def drops(self, share: Tensor) -> Tensor:
+        """Drops ``y`` (b, n) across the edges from what every cut receives, as a share of its weight."""
+        y = torch.linalg.lu_solve(self.factor, self.pivots, share.masked_fill(self.grounded, 0.0)[..., None])[..., 0]
+        return y.masked_fill(self.grounded, 0.0)
+
+    def received(self, flow: Tensor | None, right: Tensor | None) -> Tensor:
+        """Share of every cut's weight that antisymmetric flows and sources (b, n) send into ``S_e``, (b, n)."""
+        total = torch.zeros_like(self.log_cut)
+        if flow is not None:
+            total = total + ((flow @ self._outside) * self.below).sum(-2)
+        if right is not None:
+            total = total + (right[:, None, :] @ self.below)[:, 0]
+        return total * (-self.log_cut).exp().clamp(max=1e290)
+
+    def potentials(self, y: Tensor) -> Tensor:
+        """Potentials (b, n) of drops, zero at the grounded nodes."""
+        return (self.below @ y[..., None])[..., 0]
+
+    def differences(self, y: Tensor) -> Tensor:
+        """``x_k - x_j`` of the potentials, (b, n, n) at ``[k, j]``, without the drops that the two share."""
+        half = (self.below * y[..., None, :]) @ self._outside.mT
+        return half - half.mT
+
+    def resistances(self) -> Tensor:
+        """Effective resistances (b, n, n), the gradient of the log-determinant in the weights of the ties."""
+        n = self.below.shape[-1]
+        eye = torch.eye(n, dtype=self.below.dtype, device=self.below.device).expand_as(self.below)
+        inverse = torch.linalg.lu_solve(self.factor, self.pivots, eye)
+        inverse = inverse * (-self.log_cut).exp().clamp(max=1e290)[..., None, :]
+        inverse = inverse.masked_fill(self.grounded[..., :, None] | self.grounded[..., None, :], 0.0)
+        # Of e_k with the path from its parent to j: (t_j - t_parent)' G e_k at [j, k].
+        lift = self.below.gather(-2, self.parent[..., None].expand_as(self.below)).mT  # [e, k]: parent of k in S_e
+        cross = self.below @ (inverse * (1.0 - lift)) - self._outside @ (inverse * lift)
+        size = torch.arange(len(self.parent), device=self.parent.device)
+        diagonal = inverse.diagonal(0, -2, -1)
+        out = torch.zeros_like(self.below)
+        done = torch.zeros_like(self.grounded)
+        for place in range(n):
+            node = self.order[:, place]
+            up = self.parent[size, node]
+            row = out[size, up] + diagonal[size, node][:, None] - 2.0 * cross[size, :, node]
+            row = torch.where(done, row, 0.0)
+            row[size, node] = 0.0
+            row = torch.where(self.grounded[size, node][:, None], 0.0, row)
+            out[size, node] = row
+            out[size, :, node] = row
+            done[size, node] = True
+        return out
+
+    def gaussian(self, noise: Tensor) -> Tensor:
+        """Normal variates (k, b, n) with the Laplacian as their precision from standard ones, zero at grounded nodes."""
+        scale = 0.5 * (self.log_cut[..., :, None] - self.log_cut[..., None, :])
+        even = self.rows * scale.exp()
+        even = torch.where(scale <= 0, even, even.mT)  # the row of the weaker cut says more
+        factor = torch.linalg.cholesky(even)
+        y = torch.linalg.solve_triangular(factor.mT, noise.permute(1, 2, 0), upper=True)
+        y = y * (-0.5 * self.log_cut).exp()[..., None]
+        return (self.below @ y.masked_fill(self.grounded[..., None], 0.0)).permute(2, 0, 1)
