@@ -23,7 +23,7 @@ from torch import Tensor
 from pyro_gs.ops.logits import check_floating, check_square
 from pyro_gs.ops.matching import solve_assignment
 from pyro_gs.ops.support import Support, find_support
-from pyro_gs.ops.tree import CutBasis
+from pyro_gs.ops.tree import CutBasis, spanning_forest
 
 # A pivot above this share of its diagonal has lost at most five of sixteen digits to subtraction.
 _TRUSTED_PIVOT = 1e-5
@@ -92,7 +92,13 @@ def matched_flows(log_p: Tensor, row_of: Tensor) -> Tensor:
     return log_p.gather(-2, row_of[:, :, None].expand_as(log_p))
 
 
-def cut_basis(log_p: Tensor, weights: Tensor, grounded: Tensor, row_of: Tensor | None = None) -> CutBasis:
+def cut_basis(
+    log_p: Tensor,
+    weights: Tensor,
+    grounded: Tensor,
+    row_of: Tensor | None = None,
+    forest: tuple[Tensor, Tensor, Tensor] | None = None,
+) -> CutBasis:
     """The Laplacians with ties ``P^T P`` in the basis of cuts.
 
     Ties that have underflowed are replaced by ``P[s(j), k] + P[s(k), j]`` (for other row sums, times those of ``P``):
@@ -104,16 +110,19 @@ def cut_basis(log_p: Tensor, weights: Tensor, grounded: Tensor, row_of: Tensor |
         weights: ``P^T P``.
         grounded: bool (b, n).
         row_of: the row matched to every column, (b, n), if it is known.
+        forest: of weights that are not far from these, if one is known.
     """
     log_w = weights.log()
-    found = CutBasis(log_w, grounded)
-    deep = found.weakest < _LOWEST
-    if not bool(deep.any()):
-        return found
-    rows = solve_assignment(log_p[deep]).argsort(-1) if row_of is None else row_of[deep]
-    log_f = matched_flows(log_p[deep] + torch.logsumexp(log_p[deep], -1, keepdim=True), rows)
-    log_w[deep] = torch.where(log_w[deep] > _LOWEST, log_w[deep], torch.logaddexp(log_f, log_f.mT))
-    return CutBasis(log_w, grounded)
+    if forest is None:
+        forest = spanning_forest(log_w, grounded)
+    tie = log_w.gather(-1, forest[0][..., None])[..., 0].masked_fill(grounded, 0.0)
+    deep = tie.amin(-1) < _LOWEST
+    if bool(deep.any()):
+        rows = solve_assignment(log_p[deep]).argsort(-1) if row_of is None else row_of[deep]
+        log_f = matched_flows(log_p[deep] + torch.logsumexp(log_p[deep], -1, keepdim=True), rows)
+        log_w[deep] = torch.where(log_w[deep] > _LOWEST, log_w[deep], torch.logaddexp(log_f, log_f.mT))
+        forest = spanning_forest(log_w, grounded)
+    return CutBasis(log_w, grounded, forest)
 
 
 class _Plan:

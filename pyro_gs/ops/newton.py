@@ -29,7 +29,7 @@ from torch.nn.functional import threshold_
 
 from pyro_gs.ops.laplacian import assemble
 
-_LEVEL_TOL = 0.05  # marginal error at which a higher temperature hands over to the next
+_LEVEL_TOL = 0.2  # marginal error at which a higher temperature hands over to the next
 _LEVEL_RATIO = 4.0
 _NEGLIGIBLE = 1e-150  # an entry whose product with another is nothing, and slow to multiply where it is subnormal
 _NO_WEIGHT = 1e-18  # of an entry of P, beside the damping
@@ -37,7 +37,7 @@ _SINGLE = 16  # size from which weights are multiplied out in float32
 _LONGEST_STEP = 30.0  # of a potential in one step, so that exp() of it is harmless
 _PATIENCE = 40  # steps without progress that show the rounding of an item's own logits
 # Points that are tried: on the Newton direction, and on the balanced one.
-_NEWTON, _BALANCED = (1.0, 0.5, 0.25, 1 / 16), (1.0, 0.5)
+_NEWTON, _BALANCED = (1.0, 0.5, 0.25, 1 / 16, 3.0, 8.0), (1.0, 0.5)
 _RETREAT = 1 / 64
 _CHECK_EVERY = 4  # steps between looks of the host at a device
 

@@ -18,6 +18,10 @@ from pyro_gs.ops.newton import rows_exact
 
 _SMALL_PIVOT = 1e-8  # of the dual's Hessian; below it rounding of the marginals reaches the potentials
 _MAX_STEPS = 200
+_SAME_FOREST = 2.0  # step of a potential after which a spanning tree is still nearly a maximum one
+_SAME_CUTS = 0.02  # and after which the cuts still weigh nearly the same
+_SPOILT = 0.3  # error of a marginal that no step towards the solution makes
+_HALVINGS = 60
 _EXACT = 1e-9  # last step of a potential; what is left is of the order of its square
 
 
@@ -73,16 +77,43 @@ def balance_cuts(z: Tensor, v: Tensor, grounded: Tensor) -> Tensor:
     # Below this a difference of potentials is rounding of the logits.
     floor = _EXACT + 64 * torch.finfo(z.dtype).eps * torch.where(z > -torch.inf, z.abs(), 0.0).amax((-2, -1))
     active = torch.arange(z.shape[0], device=z.device)
+    log_p = _normalised(z, v)
+    cuts, forest = None, None
     for _ in range(_MAX_STEPS):
-        t = z[active] + v[active][:, None, :]
-        log_p = t - torch.logsumexp(t, -1, keepdim=True)
-        rows, ground = row_of[active], grounded[active]
-        cuts = cut_basis(log_p, tie_weights(log_p), ground, rows)
+        rows = row_of[active]
+        if cuts is None:
+            cuts = cut_basis(log_p, tie_weights(log_p), grounded[active], rows, forest)
         out, into = cuts.log_cut_sums(matched_flows(log_p, rows))
         both = (torch.logaddexp(out, into) - cuts.log_cut).exp()
         d = cuts.potentials(cuts.drops(0.5 * both * (out - into)))
+        d, log_p = _step(z[active], v[active], d)
         v[active] += d
-        active = active[d.abs().amax(-1) > floor[active]]
+        large = d.abs().amax(-1)
+        go = large > floor[active]
+        active = active[go]
         if not len(active):
             break
+        near = float(large.max())
+        forest = None if near > _SAME_FOREST else tuple(part[go] for part in cuts.forest)
+        if not bool(go.all()):
+            cuts, log_p = None, log_p[go]
+        elif near > _SAME_CUTS:
+            cuts = None
     return v
+
+
+def _normalised(z: Tensor, v: Tensor) -> Tensor:
+    t = z + v[:, None, :]
+    return t - torch.logsumexp(t, -1, keepdim=True)
+
+
+def _step(z: Tensor, v: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
+    """The step, shortened for items whose marginals it would spoil, and ``log P`` after it."""
+    log_p = _normalised(z, v + d)
+    for _ in range(_HALVINGS):
+        spoilt = (torch.logsumexp(log_p, -2).exp() - 1).abs().amax(-1) > _SPOILT
+        if not bool(spoilt.any()):
+            break
+        d = torch.where(spoilt[:, None], d / 2, d)
+        log_p = _normalised(z, v + d)
+    return d, log_p

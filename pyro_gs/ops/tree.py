@@ -40,34 +40,35 @@ def spanning_forest(log_w: Tensor, grounded: Tensor) -> tuple[Tensor, Tensor, Te
         order: long (b, n), nodes such that parents come before their children.
         below: float64 (b, n, n), 1 at ``[j, e]`` if node ``j`` lies below the edge from node ``e`` to its parent.
     """
-    weight = log_w.detach().to("cpu").numpy()
-    inside = grounded.to("cpu").numpy().copy()
-    size, n = inside.shape
-    order = np.argsort(~inside, axis=-1, kind="stable")
-    count = inside.sum(-1)
-    masked = np.where(inside[:, :, None], weight, -np.inf)
-    parent = np.where(inside, np.arange(n), masked.argmax(1))
-    best = masked.max(1).clip(min=_NO_TIE)
-    best[inside] = -np.inf
+    weight = log_w.detach().to("cpu", copy=True).numpy()
+    root = grounded.to("cpu").numpy()
+    size, n = root.shape
+    item = np.arange(size)
+    count = root.sum(-1)
+    order = np.concatenate([np.argsort(~root, axis=-1, kind="stable"), np.zeros((size, 1), int)], axis=-1)
+    masked = np.where(root[:, :, None], weight, -np.inf)
+    parent = np.where(root, np.arange(n), masked.argmax(1))
+    best = masked.max(1).clip(min=_NO_TIE)  # of the nodes that are not in the forest yet; of the others -inf
+    best[root] = -np.inf
+    weight[np.broadcast_to(root[:, None, :], weight.shape)] = -np.inf
     below = np.zeros((size, n, n), dtype=bool)
     for _ in range(n - int(count.min(initial=n))):
-        item = np.flatnonzero(count < n)
-        node = best[item].argmax(-1)
+        node = best.argmax(-1)  # an item that is complete takes a root, which is undone below
         path = below[item, parent[item, node]]
-        path[np.arange(len(item)), node] = True
+        path[item, node] = True
         below[item, node] = path
-        order[item, count[item]] = node
-        inside[item, node] = True
-        count[item] += 1
+        order[item, count] = node
+        count = np.minimum(count + 1, n)
         best[item, node] = -np.inf
+        weight[item, :, node] = -np.inf
         new = weight[item, node]
-        closer = (new > best[item]) & ~inside[item]
-        best[item] = np.where(closer, new, best[item])
-        parent[item] = np.where(closer, node[:, None], parent[item])
+        np.copyto(parent, node[:, None], where=new > best)
+        np.maximum(best, new, out=best)
+    below[root] = False
     device = log_w.device
     return (
         torch.from_numpy(parent).to(device),
-        torch.from_numpy(order).to(device),
+        torch.from_numpy(order[:, :n].copy()).to(device),
         torch.from_numpy(below).to(device, torch.float64),
     )
 
@@ -91,17 +92,20 @@ class CutBasis:
     Args:
         log_w: logarithms of symmetric weights, (b, n, n); the diagonal is ignored, -inf is no tie.
         grounded: bool (b, n), the first node of every component.
+        forest: of weights that are not far from these, from :func:`spanning_forest`.
 
     Attributes:
+        forest: the spanning forest that the cuts are of.
         log_cut: logarithms of ``K_ee``, (b, n); edges are numbered by their lower node, zero at the grounded ones.
         below: (b, n, n), 1 at ``[j, e]`` if node ``j`` lies in ``S_e``.
         logdet: log-determinants of the grounded Laplacians, (b,).
         weakest: logarithm of the weakest tie of the forest, (b,).
     """
 
-    def __init__(self, log_w: Tensor, grounded: Tensor) -> None:
+    def __init__(self, log_w: Tensor, grounded: Tensor, forest: tuple[Tensor, Tensor, Tensor] | None = None) -> None:
         self.grounded = grounded
-        self.parent, self.order, self.below = spanning_forest(log_w, grounded)
+        self.forest = spanning_forest(log_w, grounded) if forest is None else forest
+        self.parent, self.order, self.below = self.forest
         n = log_w.shape[-1]
         self._outside = 1.0 - self.below
         tie = log_w.gather(-1, self.parent[..., None])[..., 0].masked_fill(grounded, -torch.inf)
@@ -115,7 +119,7 @@ class CutBasis:
         near = torch.zeros_like(self.below)
         above, below = self._outside.mT, self.below.mT
         for number in self._passes:
-            w = (log_w - (top - number * _WINDOW)[..., None]).clamp(max=0.0).exp().masked_fill_(off, 0.0)
+            w = (log_w - (top - number * _WINDOW)[..., None]).clamp(max=50.0).exp().masked_fill_(off, 0.0)
             part = torch.where(below > 0, above @ w, below @ w)  # from node k to the other side of cut e, at [e, k]
             near = torch.where((self._window == number)[..., None], part, near)
         cut = (near * above).sum(-1).masked_fill(grounded, 1.0)
