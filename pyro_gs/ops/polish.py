@@ -17,10 +17,12 @@ from pyro_gs.ops.matching import solve_assignment
 from pyro_gs.ops.newton import rows_exact
 
 _SMALL_PIVOT = 1e-8  # of the dual's Hessian; below it rounding of the marginals reaches the potentials
-_MAX_STEPS = 200
+_DIRECT_STEPS = 15
+_MAX_STEPS = 60
+_MILD = 500.0  # largest logit over temperature at which the balance is sought from anywhere
 _SAME_FOREST = 2.0  # step of a potential after which a spanning tree is still nearly a maximum one
 _SAME_CUTS = 0.02  # and after which the cuts still weigh nearly the same
-_SPOILT = 0.3  # error of a marginal that no step towards the solution makes
+_SPOILT = 0.3  # error of a marginal that no step near the solution makes
 _HALVINGS = 60
 _EXACT = 1e-9  # last step of a potential; what is left is of the order of its square
 
@@ -73,20 +75,40 @@ def balance_cuts(z: Tensor, v: Tensor, grounded: Tensor) -> Tensor:
     the solution the two agree to third order, and far away potentials move by as much as they have to.
     """
     row_of = solve_assignment(z + v[:, None, :]).argsort(-1)
-    v = v.clone()
     # Below this a difference of potentials is rounding of the logits.
-    floor = _EXACT + 64 * torch.finfo(z.dtype).eps * torch.where(z > -torch.inf, z.abs(), 0.0).amax((-2, -1))
+    size = torch.where(z > -torch.inf, z.abs(), 0.0).amax((-2, -1))
+    floor = _EXACT + 64 * torch.finfo(z.dtype).eps * size
+    v, left = _iterate(z, v, grounded, row_of, floor, _DIRECT_STEPS)
+    if len(left):  # far off, where what balances one cut unbalances others: from higher temperatures down
+        z, now, ground, rows, floor = z[left], v[left], grounded[left], row_of[left], floor[left]
+        levels = int((float(size[left].max()) / _MILD).__ceil__()).bit_length()
+        for level in range(levels, -1, -1):
+            cold = z * 2.0**-level
+            now = now * (2.0**-level if level == levels else 2.0)
+            log_p = _normalised(cold, now)
+            now = now - torch.logsumexp(log_p, -2)
+            limit = floor if level == 0 else torch.full_like(floor, 0.5)
+            now, _ = _iterate(cold, now, ground, rows, limit, _MAX_STEPS)
+        v[left] = now
+    return v
+
+
+def _iterate(
+    z: Tensor, v: Tensor, grounded: Tensor, row_of: Tensor, floor: Tensor, steps: int
+) -> tuple[Tensor, Tensor]:
+    """Potentials after at most so many steps, and the items (k,) whose last step was above its floor."""
+    v = v.clone()
     active = torch.arange(z.shape[0], device=z.device)
     log_p = _normalised(z, v)
     cuts, forest = None, None
-    for _ in range(_MAX_STEPS):
+    for _ in range(steps):
         rows = row_of[active]
         if cuts is None:
             cuts = cut_basis(log_p, tie_weights(log_p), grounded[active], rows, forest)
         out, into = cuts.log_cut_sums(matched_flows(log_p, rows))
         both = (torch.logaddexp(out, into) - cuts.log_cut).exp()
         d = cuts.potentials(cuts.drops(0.5 * both * (out - into)))
-        d, log_p = _step(z[active], v[active], d)
+        d, log_p = _step(z[active], v[active], d, log_p)
         v[active] += d
         large = d.abs().amax(-1)
         go = large > floor[active]
@@ -99,7 +121,7 @@ def balance_cuts(z: Tensor, v: Tensor, grounded: Tensor) -> Tensor:
             cuts, log_p = None, log_p[go]
         elif near > _SAME_CUTS:
             cuts = None
-    return v
+    return v, active
 
 
 def _normalised(z: Tensor, v: Tensor) -> Tensor:
@@ -107,13 +129,19 @@ def _normalised(z: Tensor, v: Tensor) -> Tensor:
     return t - torch.logsumexp(t, -1, keepdim=True)
 
 
-def _step(z: Tensor, v: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
+def _step(z: Tensor, v: Tensor, d: Tensor, log_p: Tensor) -> tuple[Tensor, Tensor]:
     """The step, shortened for items whose marginals it would spoil, and ``log P`` after it."""
+    allowed = _error(log_p).clamp(min=_SPOILT)
     log_p = _normalised(z, v + d)
     for _ in range(_HALVINGS):
-        spoilt = (torch.logsumexp(log_p, -2).exp() - 1).abs().amax(-1) > _SPOILT
+        spoilt = _error(log_p) > allowed
         if not bool(spoilt.any()):
             break
         d = torch.where(spoilt[:, None], d / 2, d)
         log_p = _normalised(z, v + d)
     return d, log_p
+
+
+def _error(log_p: Tensor) -> Tensor:
+    """Largest error of a column sum (b,)."""
+    return (torch.logsumexp(log_p, -2).exp() - 1).abs().amax(-1)
