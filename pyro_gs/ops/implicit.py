@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from pyro_gs.ops.batching import apply_batched
+from pyro_gs.ops.conjugate import accurate_solution
 from pyro_gs.ops.laplacian import grounded_nodes, solve_differences
 from pyro_gs.ops.newton import Newton, rows_exact
 from pyro_gs.ops.polish import refine
@@ -144,19 +145,19 @@ class MarginalPotentials(torch.autograd.Function):
             )
         n = log_p.shape[-1]
         flat, g, ground = log_p.reshape(-1, n, n), g.reshape(-1, n, n), grounded.reshape(-1, n)
-        if row_sums is None:
-            scaled, p = flat, flat.exp()
-            q, cross = p, p.mT @ g
+        r = None if row_sums is None else row_sums.reshape(-1, n)
+        p = flat.exp()
+        by_row = g.sum(-1) if r is None else g.sum(-1) / r
+        # (diag(c) - P' diag(1/r) P) b = g_c - P' diag(1/r) g_r
+        b, good = accurate_solution(p, r, g.sum(-2) - (by_row[:, None, :] @ p)[:, 0])
+        if bool(good.all()):
+            out = _add_up(p, r, by_row, b)
+        elif not bool(good.any()):
+            out = _fit(flat, p, ground, r, g)
         else:
-            log_r = row_sums.log().reshape(-1, n, 1)
-            scaled, p = flat - 0.5 * log_r, flat.exp()
-            q = scaled.exp()
-            cross = q.mT @ (g * (-0.5 * log_r).exp())
-        # (diag(c) - P' diag(1/r) P) b = g_c - P' diag(1/r) g_r, the right side as a flow.
-        apart = solve_differences(q, scaled, ground, cross.mT - cross)
-        out = g.sum(-1, keepdim=True) - p @ apart
-        if row_sums is not None:
-            out = out * (-log_r).exp()
+            bad = ~good
+            out = _add_up(p, r, by_row, b)
+            out[bad] = _fit(flat[bad], p[bad], ground[bad], None if r is None else r[bad], g[bad])
         return out.reshape(log_p.shape)
 
     @staticmethod
@@ -187,6 +188,28 @@ class MarginalPotentials(torch.autograd.Function):
     def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
         """One more batch dimension."""
         return apply_batched(MarginalPotentials, info, in_dims, args)
+
+
+def _add_up(p: Tensor, r: Tensor | None, by_row: Tensor, b: Tensor) -> Tensor:
+    """``a_i + b_j`` with ``a = (g_r - P b) / r``."""
+    pb = (b[:, None, :] @ p.mT)[:, 0]
+    return (by_row - (pb if r is None else pb / r))[:, :, None] + b[:, None, :]
+
+
+def _fit(log_p: Tensor, p: Tensor, grounded: Tensor, r: Tensor | None, g: Tensor) -> Tensor:
+    """``a_i + b_j`` by differences of ``b``: near a permutation ``a_i`` and ``-b_j`` are huge and nearly agree."""
+    if r is None:
+        apart = solve_differences(p, log_p, grounded, _flow(p.mT @ g))
+        return g.sum(-1, keepdim=True) - p @ apart
+    half = 0.5 * r.log()[:, :, None]
+    scaled = log_p - half
+    q = scaled.exp()
+    apart = solve_differences(q, scaled, grounded, _flow(q.mT @ (g * (-half).exp())))
+    return (g.sum(-1, keepdim=True) - p @ apart) / r[:, :, None]
+
+
+def _flow(cross: Tensor) -> Tensor:
+    return cross.mT - cross
 
 
 def _solve(

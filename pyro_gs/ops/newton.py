@@ -27,12 +27,16 @@ import torch
 from torch import Tensor
 from torch.nn.functional import threshold_
 
+from pyro_gs.ops.conjugate import SMALLEST, conjugate_gradients
 from pyro_gs.ops.laplacian import assemble
 
 _LEVEL_TOL = 0.2  # marginal error at which a higher temperature hands over to the next
 _LEVEL_RATIO = 4.0
 _NEGLIGIBLE = 1e-150  # an entry whose product with another is nothing, and slow to multiply where it is subnormal
 _NO_WEIGHT = 1e-18  # of an entry of P, beside the damping
+_REUSE = 512  # size from which an old factorization is tried as a preconditioner, once
+_REUSE_ERROR = 0.05  # the error is below this,
+_REUSE_ITERATIONS = 8  # for so many iterations
 _SINGLE = 16  # size from which weights are multiplied out in float32
 _LONGEST_STEP = 30.0  # of a potential in one step, so that exp() of it is harmless
 _PATIENCE = 40  # steps without progress that show the rounding of an item's own logits
@@ -80,13 +84,21 @@ class Newton:
         self.eps = torch.finfo(z.dtype).eps
         self.ground = torch.zeros(n, dtype=torch.bool, device=z.device)
         self.cold = bool((spread > 30).any())
+        self.hard = torch.zeros(size, dtype=torch.bool, device=z.device)  # too much for plain conjugate gradients
+        self.has_factor = torch.zeros_like(self.hard)
+        self.factor: Tensor | None = None
         self.retreat = torch.ones_like(self.residual)
         self.ladder = z.new_tensor([*_NEWTON, *_BALANCED])
 
+    def take(self, items: Tensor, *parts: Tensor) -> tuple[Tensor, ...]:
+        """These items of some tensors; the tensors themselves for all items, since a copy of ``z`` is dear."""
+        return parts if len(items) == len(self.z) else tuple(part[items] for part in parts)
+
     def sweep(self, items: Tensor) -> None:
         """A plain sweep in the log domain."""
-        z = self.z[items] * self.scale[items, None, None]
-        log_r, log_c, v = self.r[items].log(), self.c[items].log(), self.v[items]
+        z, scale, r, c, v = self.take(items, self.z, self.scale, self.r, self.c, self.v)
+        z = z if bool((scale == 1).all()) else z * scale[:, None, None]
+        log_r, log_c = r.log(), c.log()
         u = rows_exact(z, v, log_r)
         v = log_c - torch.logsumexp(z + u[:, :, None], -2)
         self.u[items], self.v[items] = rows_exact(z, v, log_r), v
@@ -125,6 +137,7 @@ class Newton:
                     self.v[items] *= ratio[:, None]
                     self.sweep(items)
                     best[items], stalled[items], self.retreat[items] = torch.inf, 0, 1.0
+                    self.has_factor[items] = False
                 go = ~(rise | done | again)
                 if not bool(go.all()):
                     p, u, v, g, error = p[go], u[go], v[go], g[go], error[go]
@@ -138,15 +151,16 @@ class Newton:
 
     def matrix(self, items: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """``P`` with exact row sums, its row potentials, the error of its column sums and their gap."""
-        p = torch.addcmul(self.u[items][:, :, None], self.z[items], self.scale[items, None, None])
-        p.add_(self.v[items][:, None, :]).exp_()
-        correction = self.r[items] / p.sum(-1)
+        z, scale, r, c, u, v = self.take(items, self.z, self.scale, self.r, self.c, self.u, self.v)
+        p = torch.addcmul(u[:, :, None], z, scale[:, None, None])
+        p.add_(v[:, None, :]).exp_()
+        correction = r / p.sum(-1)
         p.mul_(correction[:, :, None])
-        u = self.u[items] + correction.log()
+        u = u + correction.log()
         self.u[items] = u
         if self.cold:
             threshold_(p, _NEGLIGIBLE, 0.0)
-        g = self.c[items] - p.sum(-2)
+        g = c - p.sum(-2)
         return p, u, g.abs().amax(-1), g
 
     def rounded(self, u: Tensor, v: Tensor) -> Tensor:
@@ -175,37 +189,82 @@ class Newton:
     def step(self, items: Tensor, p: Tensor, u: Tensor, v: Tensor, g: Tensor, error: Tensor) -> None:
         """One damped Newton step and one sweep; ``p`` has exact row sums."""
         r, c = self.r[items], self.c[items]
-        scaled = p if self.unit else p * r.rsqrt()[:, :, None]
-        if p.shape[-1] >= _SINGLE:
-            single = threshold_(scaled.float(), _NO_WEIGHT, 0.0)
-            weights = (single.mT @ single).double()
-        else:
-            weights = scaled.mT @ scaled
-        lap = assemble(weights, self.ground, (1e-3 * error).clamp(min=self.eps))
-        factor, _ = torch.linalg.cholesky_ex(lap)
-        plain = g / lap.diagonal(0, -2, -1)
-        found = torch.cholesky_solve(torch.stack([g, self.balance(p, r, c, g)], -1), factor)
-        found = torch.where(found.isfinite().all(-2, keepdim=True), found, plain[..., None])
-        found = found * (_LONGEST_STEP / found.abs().amax(-2, keepdim=True)).clamp(max=1.0)
-        newton, balanced = found[..., :1], found[..., 1:]
-        points = torch.cat([newton.expand(-1, -1, len(_NEWTON)), balanced.expand(-1, -1, len(_BALANCED))], -1)
-        points = points * (self.ladder * self.retreat[items, None])[:, None, :]
+        found = self.directions(items, p, g, error)
+        found = found * (_LONGEST_STEP / found.abs().amax(-1, keepdim=True)).clamp(max=1.0)
+        newton, balanced = found[:, :1], found[:, 1:]
+        points = torch.cat([newton.expand(-1, len(_NEWTON), -1), balanced.expand(-1, len(_BALANCED), -1)], -2)
+        points = points * (self.ladder * self.retreat[items, None])[..., None]
         e = points.exp()
-        rows = p @ e / r[..., None]
-        gain = (c[..., None] * points).sum(-2) - (r[..., None] * rows.log()).sum(-2)
+        rows = e @ p.mT / r[:, None, :]
+        gain = (c[:, None, :] * points).sum(-1) - (r[:, None, :] * rows.log()).sum(-1)
         slack = 8 * self.eps * (1 + (c * v).abs().sum(-1))
         best, choice = gain.max(-1)
         choice = torch.where(gain[:, 0] >= best - slack, 0, choice)
         ahead = best > -slack
         self.retreat[items] = torch.where(ahead, 1.0, self.retreat[items] * _RETREAT).clamp(min=1e-12)
-        pick = choice[:, None, None].expand(-1, p.shape[-1], 1)
-        d = torch.where(ahead[:, None], points.gather(-1, pick)[..., 0], 0.0)
-        e = torch.where(ahead[:, None], e.gather(-1, pick)[..., 0], 1.0)
-        rows = torch.where(ahead[:, None], rows.gather(-1, pick)[..., 0], 1.0)
+        pick = choice[:, None, None].expand(-1, 1, p.shape[-1])
+        d = torch.where(ahead[:, None], points.gather(-2, pick)[:, 0], 0.0)
+        e = torch.where(ahead[:, None], e.gather(-2, pick)[:, 0], 1.0)
+        rows = torch.where(ahead[:, None], rows.gather(-2, pick)[:, 0], 1.0)
         correction = c / ((1 / rows)[:, None, :] @ p)[:, 0] / e
         self.v[items] = v + d + correction.log()
-        self.u[items] = u - ((p @ (e * correction)[..., None])[..., 0] / r).log()
+        self.u[items] = u - (((e * correction)[:, None, :] @ p.mT)[:, 0] / r).log()
         self.iterations[items] += 1
+
+    def directions(self, items: Tensor, p: Tensor, g: Tensor, error: Tensor) -> Tensor:
+        """The two directions of a step, (b, 2, n)."""
+        right = torch.stack([g, self.balance(p, self.r[items], self.c[items], g)], -2)
+        damping = (1e-3 * error).clamp(min=self.eps)
+        if p.shape[-1] < SMALLEST:
+            return self.factored(items, p, right, damping)[0]
+        exact = error.clamp(min=1e-6, max=0.03)
+        r = None if self.unit else self.r[items]
+        hard = self.hard[items]
+        out = right
+        if not bool(hard.all()):
+            found = conjugate_gradients(p, r, right, exact, 8 + p.shape[-1] // 60, damping)
+            out = found.x
+            self.hard[items] = hard = hard | ~found.converged
+        if not bool(hard.any()):
+            return out
+        if self.factor is None:
+            self.factor = torch.zeros_like(self.z)
+        every = bool(hard.all())
+        pick: Tensor | slice = slice(None) if every else hard
+        items, p, right, damping = items[pick], p[pick], right[pick], damping[pick]
+        r = None if r is None else r[pick]
+        old = self.has_factor[items] & (error[pick] < _REUSE_ERROR) & (p.shape[-1] >= _REUSE)
+        solved = torch.zeros_like(old)
+        x = right.clone()
+        if bool(old.any()):
+            (factor,) = self.take(items, self.factor)
+            found = conjugate_gradients(p, r, right, exact[pick], _REUSE_ITERATIONS, damping, factor)
+            solved = found.converged & old
+            x = torch.where(solved[:, None, None], found.x, x)
+        if not bool(solved.all()):
+            new: Tensor | slice = ~solved if bool(solved.any()) else slice(None)
+            x[new], factor = self.factored(items[new], p[new], right[new], damping[new])
+            self.factor[items[new]] = factor
+            self.has_factor[items[new]] = True
+        if every:
+            return x
+        out = out.clone()
+        out[hard] = x
+        return out
+
+    def factored(self, items: Tensor, p: Tensor, right: Tensor, damping: Tensor) -> tuple[Tensor, Tensor]:
+        """Solutions (b, k, n) by a factorization, and its factors."""
+        scaled = p if self.unit else p * self.r[items].rsqrt()[:, :, None]
+        if p.shape[-1] >= _SINGLE:
+            single = threshold_(scaled.float(), _NO_WEIGHT, 0.0)
+            weights = (single.mT @ single).double()
+        else:
+            weights = scaled.mT @ scaled
+        lap = assemble(weights, self.ground, damping)
+        factor, _ = torch.linalg.cholesky_ex(lap)
+        x = torch.cholesky_solve(right.mT, factor).mT
+        plain = right / lap.diagonal(0, -2, -1)[:, None, :]
+        return torch.where(x.isfinite().all(-1, keepdim=True), x, plain).contiguous(), factor
 
     def balance(self, p: Tensor, r: Tensor, c: Tensor, g: Tensor) -> Tensor:
         """The gap of column sums with columns that one row nearly fills pulled all the way to their balance."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pyro_gs.ops.conjugate import accurate_solution
 from pyro_gs.ops.laplacian import cut_basis, matched_flows, tie_weights, trusted_cholesky
 from pyro_gs.ops.matching import solve_assignment
 from pyro_gs.ops.newton import rows_exact
@@ -30,7 +31,7 @@ _EXACT = 1e-9  # last step of a potential; what is left is of the order of its s
 def refine(z: Tensor, u: Tensor, v: Tensor, r: Tensor, c: Tensor, grounded: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Potentials exact in relative terms, and the residual, from ones that fit the marginals.
 
-    A Newton step does where the Hessian is well conditioned. Elsewhere, and if all sums are one, :func:`balance_cuts` does.
+    A Newton step does where the Hessian is well conditioned. Elsewhere, if all sums are one, :func:`balance_cuts` does.
 
     Args:
         z: (b, n, n), -inf where forbidden.
@@ -40,6 +41,23 @@ def refine(z: Tensor, u: Tensor, v: Tensor, r: Tensor, c: Tensor, grounded: Tens
         c: column sums (b, n).
         grounded: bool (b, n).
     """
+    p = (z + u[:, :, None] + v[:, None, :]).exp()
+    g = c - p.sum(-2)
+    unit = bool((r == 1).all())
+    d, good = accurate_solution(p, None if unit else r, g)
+    v = v + torch.where(good[:, None], d, 0.0)
+    u = torch.where(good[:, None], rows_exact(z, v, r.log()), u) if bool(good.any()) else u
+    g = torch.where(good[:, None], 0.0, g)  # the step is quadratic: what is left is below its square
+    if not bool(good.all()):
+        rest = ~good
+        u[rest], v[rest], g[rest] = _refine_factored(*(part[rest] for part in (z, u, v, r, c, grounded)))
+    return u, v, g.abs().amax(-1)
+
+
+def _refine_factored(
+    z: Tensor, u: Tensor, v: Tensor, r: Tensor, c: Tensor, grounded: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Potentials as in :func:`refine`, and the gap of the column sums, by factorizations."""
     for _ in range(3):
         p = (z + u[:, :, None] + v[:, None, :]).exp()
         g = c - p.sum(-2)
@@ -54,7 +72,7 @@ def refine(z: Tensor, u: Tensor, v: Tensor, r: Tensor, c: Tensor, grounded: Tens
             break
         v = v + torch.where(step[:, None], d, 0.0)
         u = rows_exact(z, v, r.log())
-        g = torch.where(step[:, None], 0.0, g)  # the step is quadratic: what is left is below its square
+        g = torch.where(step[:, None], 0.0, g)
         if not bool((step & (large > 1e-6)).any()):
             break
     if z.shape[-1] > 1 and not bool(good.all()) and bool((r == 1).all()) and bool((c == 1).all()):
@@ -63,7 +81,7 @@ def refine(z: Tensor, u: Tensor, v: Tensor, r: Tensor, c: Tensor, grounded: Tens
         v[bad] = balance_cuts(z[bad], v[bad], grounded[bad])
         u = rows_exact(z, v, r.log())
         g[bad] = c[bad] - (z[bad] + u[bad][:, :, None] + v[bad][:, None, :]).exp().sum(-2)
-    return u, v, g.abs().amax(-1)
+    return u, v, g
 
 
 def balance_cuts(z: Tensor, v: Tensor, grounded: Tensor) -> Tensor:
@@ -93,9 +111,7 @@ def balance_cuts(z: Tensor, v: Tensor, grounded: Tensor) -> Tensor:
     return v
 
 
-def _iterate(
-    z: Tensor, v: Tensor, grounded: Tensor, row_of: Tensor, floor: Tensor, steps: int
-) -> tuple[Tensor, Tensor]:
+def _iterate(z: Tensor, v: Tensor, grounded: Tensor, row_of: Tensor, floor: Tensor, steps: int) -> tuple[Tensor, Tensor]:
     """Potentials after at most so many steps, and the items (k,) whose last step was above its floor."""
     v = v.clone()
     active = torch.arange(z.shape[0], device=z.device)
