@@ -111,6 +111,9 @@ def accurate_solution(p: Tensor, r: Tensor | None, right: Tensor) -> tuple[Tenso
     size, n = right.shape
     if n < SMALLEST:
         return right, torch.zeros(size, dtype=torch.bool, device=right.device)
+    diagonal = p.sum(-2) - torch.linalg.vecdot(p, p if r is None else p / r[..., None], dim=-2)
+    if not bool((diagonal.amin(-1) > _LOWEST_DIAGONAL).any()):
+        return right, torch.zeros(size, dtype=torch.bool, device=right.device)
     probe = torch.cos(torch.arange(n, dtype=p.dtype, device=p.device).square()).expand(size, 1, n)
     y = probe @ p.mT
     probe = p.sum(-2)[:, None, :] * probe - (y if r is None else y / r[:, None, :]) @ p

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_gs.ops.batching import apply_batched
 from pyro_gs.ops.logits import check_floating, check_square
 from pyro_gs.ops.matching import solve_assignment
 from pyro_gs.ops.support import Support, find_support
@@ -30,6 +31,8 @@ _TRUSTED_PIVOT = 1e-5
 # A pivot below this cannot be told from an underflow.
 _TINY = 1e-280
 _LOWEST = math.log(_TINY)
+_DEEP = _LOWEST / 2
+_OVERFLOW = 600.0  # logarithm of a resistance
 
 
 def assemble(weights: Tensor, grounded: Tensor, damping: Tensor | None = None) -> Tensor:
@@ -101,9 +104,9 @@ def cut_basis(
 ) -> CutBasis:
     """The Laplacians with ties ``P^T P`` in the basis of cuts.
 
-    Ties that have underflowed are replaced by ``P[s(j), k] + P[s(k), j]`` (for other row sums, times those of ``P``):
-    what row ``s(j)`` ties to ``k`` is then all tied to ``j`` instead of being spread over the columns that ``s(j)`` is
-    tied to. That moves ends of a tie only within groups beside whose own ties it does not count.
+    Where ties have underflowed, all that an entry ``P[s(j), k]`` below 1e-140 ties column ``k`` to is tied to ``j`` alone,
+    not spread over the columns of row ``s(j)``. That moves an end of a tie within groups beside whose own ties it does
+    not count, and changes the weight of no cut by more than 1e-140 of itself.
 
     Args:
         log_p: (b, n, n).
@@ -118,9 +121,12 @@ def cut_basis(
     tie = log_w.gather(-1, forest[0][..., None])[..., 0].masked_fill(grounded, 0.0)
     deep = tie.amin(-1) < _LOWEST
     if bool(deep.any()):
-        rows = solve_assignment(log_p[deep]).argsort(-1) if row_of is None else row_of[deep]
-        log_f = matched_flows(log_p[deep] + torch.logsumexp(log_p[deep], -1, keepdim=True), rows)
-        log_w[deep] = torch.where(log_w[deep] > _LOWEST, log_w[deep], torch.logaddexp(log_f, log_f.mT))
+        log_p = log_p[deep]
+        rows = solve_assignment(log_p).argsort(-1) if row_of is None else row_of[deep]
+        warm = log_p.masked_fill(log_p < _DEEP, -torch.inf)
+        small = log_p.masked_fill(log_p >= _DEEP, -torch.inf) + torch.logsumexp(log_p, -1, keepdim=True)
+        log_f = matched_flows(small, rows)
+        log_w[deep] = torch.logaddexp(tie_weights(warm).log(), torch.logaddexp(log_f, log_f.mT))
         forest = spanning_forest(log_w, grounded)
     return CutBasis(log_w, grounded, forest)
 
@@ -130,23 +136,33 @@ class _Plan:
 
     def __init__(self, log_p: Tensor, grounded: Tensor) -> None:
         weights = tie_weights(log_p)
-        self.grounded = grounded
+        self.log_p, self.grounded = log_p, grounded
         self.factor, self.good = trusted_cholesky(weights, grounded)
         self.logdet = 2 * self.factor.diagonal(0, -2, -1).log().sum(-1)
         self.cuts: CutBasis | None = None
-        self.deep = torch.zeros_like(self.good)
         if not bool(self.good.all()):
             bad = ~self.good
             self.cuts = cut_basis(log_p[bad], weights[bad], grounded[bad])
             self.logdet[bad] = self.cuts.logdet
-            self.deep[bad] = self.cuts.weakest < _LOWEST
 
-    def resistances(self) -> Tensor:
-        """Effective resistances (b, n, n), without gradients."""
-        out = resistances_of(torch.cholesky_inverse(self.factor), self.grounded)
-        if self.cuts is not None:
-            out[~self.good] = self.cuts.resistances()
-            out[self.deep] = 0.0  # they are differentiated in logarithms
+    def gradient(self) -> Tensor:
+        """``P * (P R)``, ``R`` the effective resistances: the gradient (b, n, n) of the log-determinants in ``log P``."""
+        p = self.log_p.exp()
+        resistance = resistances_of(torch.cholesky_inverse(self.factor), self.grounded)
+        if self.cuts is None:
+            return p * (p @ resistance)
+        bad = ~self.good
+        log_r = self.cuts.log_resistances()
+        over = log_r > _OVERFLOW
+        resistance[bad] = torch.where(over, 0.0, log_r.clamp(max=_OVERFLOW).exp())
+        out = p * (p @ resistance)
+        if bool(over.any()):
+            # Beyond a cut that weak, all columns that a row has its mass in are equally far from j.
+            log_p = self.log_p[bad]
+            total = torch.logsumexp(log_p, -1, keepdim=True)
+            column = solve_assignment(log_p)[:, :, None].expand_as(log_p)
+            far = torch.where(over.gather(-2, column), (log_p + total + log_r.gather(-2, column)).exp(), 0.0)
+            out[bad] += far + (log_p - total).exp() * far.sum(-1, keepdim=True)
         return out
 
 
@@ -158,48 +174,83 @@ def resistances_of(inverse: Tensor, grounded: Tensor) -> Tensor:
 
 
 class _Logdet(torch.autograd.Function):
-    """Log-determinants (b,) of grounded Laplacians from ``log P`` (b, n, n) and its plan."""
+    """Log-determinants (...) of grounded Laplacians from ``log P`` (..., n, n)."""
 
     @staticmethod
-    def forward(ctx: Any, log_p: Tensor, plan: _Plan) -> Tensor:
-        ctx.save_for_backward(log_p)
-        ctx.plan = plan
-        return plan.logdet.clone()
+    def forward(log_p: Tensor, grounded: Tensor, plans: list[_Plan]) -> Tensor:
+        """Factor; the plan is left in the list."""
+        n = log_p.shape[-1]
+        plans[:] = [_Plan(log_p.reshape(-1, n, n), grounded.reshape(-1, n))]
+        return plans[0].logdet.reshape(log_p.shape[:-2])
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        (log_p,) = ctx.saved_tensors
-        p = log_p.exp()
-        if torch.is_grad_enabled():  # a second derivative is wanted
-            inverse = torch.linalg.inv(_differentiable_laplacian(p, ctx.plan.grounded))
-            resistance = resistances_of(inverse, ctx.plan.grounded)
-        else:
-            resistance = ctx.plan.resistances()
-        return grad[:, None, None] * p * (p @ resistance), None
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        """Keep inputs and the plan."""
+        ctx.save_for_backward(*inputs[:2])
+        ctx.save_for_forward(*inputs[:2])
+        ctx.plans = inputs[2]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        """``P * (P R)``."""
+        return grad[..., None, None] * _LogdetGradient.apply(*ctx.saved_tensors, ctx.plans), None, None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *_: Any) -> Tensor:
+        """The same gradient."""
+        gradient = _LogdetGradient.apply(*ctx.saved_tensors, ctx.plans)
+        return torch.where(gradient == 0, 0.0, gradient * tangent).sum((-2, -1))
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
+        """One more batch dimension."""
+        return apply_batched(_Logdet, info, in_dims, args)
 
 
-def _differentiable_laplacian(p: Tensor, grounded: Tensor) -> Tensor:
+class _LogdetGradient(torch.autograd.Function):
+    """``P * (P R)`` (..., n, n) from ``log P``; its own derivatives are those of plain operations."""
+
+    @staticmethod
+    def forward(log_p: Tensor, grounded: Tensor, plans: list[_Plan]) -> Tensor:
+        """By the plan, if it is that of these values."""
+        n = log_p.shape[-1]
+        flat = log_p.reshape(-1, n, n)
+        if not (plans and torch.equal(plans[0].log_p, flat)):
+            plans[:] = [_Plan(flat, grounded.reshape(-1, n))]
+        return plans[0].gradient().reshape(log_p.shape)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        """Keep inputs."""
+        ctx.save_for_backward(*inputs[:2])
+        ctx.save_for_forward(*inputs[:2])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        """Through an inverse."""
+        log_p, grounded = ctx.saved_tensors
+        return torch.func.vjp(lambda x: _plain_gradient(x, grounded), log_p)[1](grad)[0], None, None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *_: Any) -> Tensor:
+        """Through an inverse."""
+        log_p, grounded = ctx.saved_tensors
+        return torch.func.jvp(lambda x: _plain_gradient(x, grounded), (log_p,), (tangent,))[1]
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
+        """One more batch dimension."""
+        return apply_batched(_LogdetGradient, info, in_dims, args)
+
+
+def _plain_gradient(log_p: Tensor, grounded: Tensor) -> Tensor:
+    p = log_p.exp()
     eye = torch.eye(p.shape[-1], dtype=p.dtype, device=p.device)
     weights = (p.mT @ p) * (1 - eye)
     lap = torch.diag_embed(weights.sum(-1)) - weights
     ground = grounded[..., :, None] | grounded[..., None, :]
-    return lap.masked_fill(ground, 0.0) + torch.diag_embed(grounded.to(p.dtype))
-
-
-def _log_logdet(log_w: Tensor, grounded: Tensor) -> Tensor:
-    """Log-determinant (b,) from log weights by operations that autograd can follow."""
-    n = log_w.shape[-1]
-    off = torch.eye(n, dtype=torch.bool, device=log_w.device)
-    lowest = -1e300
-    w = log_w.clamp(min=lowest).masked_fill(off, lowest)
-    total = log_w.new_zeros(log_w.shape[0])
-    for k in range(n - 1, 0, -1):
-        row = w[:, k, :k]
-        pivot = torch.logsumexp(row, -1).masked_fill(grounded[:, k], 0.0)
-        total = total + pivot
-        mesh = (row[:, :, None] + (row - pivot[:, None])[:, None, :]).clamp(min=lowest)
-        w = torch.logaddexp(w[:, :k, :k], mesh).masked_fill(off[:k, :k], lowest)
-    return total
+    lap = torch.where(ground, 0.0, lap) + torch.diag_embed(grounded.to(p.dtype))
+    return p * (p @ resistances_of(torch.linalg.inv(lap), grounded))
 
 
 def component_logdet(log_p: Tensor, support: Support) -> Tensor:
@@ -216,22 +267,23 @@ def component_logdet(log_p: Tensor, support: Support) -> Tensor:
     n = log_p.shape[-1]
     if n == 1:
         return torch.zeros_like(log_p[..., 0, 0])
-    flat = log_p.reshape(-1, n, n)
-    grounded = grounded_nodes(support, log_p).reshape(-1, n)
-    with torch.no_grad():
-        plan = _Plan(flat.detach(), grounded)
-    out: Tensor = _Logdet.apply(flat, plan)
-    if bool(plan.deep.any()):
-        items = plan.deep.nonzero()[:, 0]
-        low = _log_logdet(log_tie_weights(flat[items].clamp(min=-1e300)), grounded[items])
-        out = torch.where(plan.deep, out.detach(), out).index_put((items,), low)
-    return out.reshape(log_p.shape[:-2])
+    out: Tensor = _Logdet.apply(log_p, grounded_nodes(support, log_p), [])
+    return out
 
 
 def _solve(
     p: Tensor, log_p: Tensor, grounded: Tensor, flow: Tensor | None, right: Tensor | None, *, differences: bool
 ) -> Tensor:
-    """:func:`solve_laplacian`, or all differences ``x_k - x_j`` of its solution, (b, n, n)."""
+    """Solutions (b, n) of ``L x = right + sum_k F_jk``, or all differences ``x_k - x_j`` of them, (b, n, n).
+
+    Args:
+        p: (b, n, n), the ties are ``P^T P``.
+        log_p: its logarithm, -inf where forbidden; used where ties underflow.
+        grounded: bool (b, n).
+        flow: antisymmetric flows (b, n, n).
+        right: (b, n).
+        differences: which of the two.
+    """
     weights = p.mT @ p
     factor, good = trusted_cholesky(weights, grounded)
     total = 0.0 if flow is None else flow.sum(-1)
@@ -248,24 +300,6 @@ def _solve(
     return out
 
 
-def solve_laplacian(
-    p: Tensor, log_p: Tensor, grounded: Tensor, flow: Tensor | None = None, right: Tensor | None = None
-) -> Tensor:
-    """Solve ``L x = right + sum_k F_jk`` for a flat batch, ``x`` zero at the grounded nodes.
-
-    Args:
-        p: (b, n, n), the ties are ``P^T P``.
-        log_p: its logarithm, -inf where forbidden; used where ties underflow.
-        grounded: bool (b, n).
-        flow: antisymmetric flows (b, n, n).
-        right: (b, n).
-
-    Returns:
-        Tensor of shape (b, n); no gradient.
-    """
-    return _solve(p, log_p, grounded, flow, right, differences=False)
-
-
 def solve_differences(p: Tensor, log_p: Tensor, grounded: Tensor, flow: Tensor) -> Tensor:
     """Differences ``x_k - x_j`` (b, n, n) of the solution of ``L x = sum_k F_jk``, meaningful within components.
 
@@ -275,28 +309,47 @@ def solve_differences(p: Tensor, log_p: Tensor, grounded: Tensor, flow: Tensor) 
 
 
 class LaplacianSolve(torch.autograd.Function):
-    """:func:`solve_laplacian` with gradients in ``p``, ``flow`` and ``right``, itself differentiable."""
+    """Solution (..., n) of ``L x = right``, differentiable in ``P`` and ``right`` any number of times."""
 
     @staticmethod
-    def forward(ctx: Any, p: Tensor, log_p: Tensor, grounded: Tensor, flow: Tensor | None, right: Tensor | None) -> Tensor:
-        """Solve."""
-        x = solve_laplacian(p, log_p, grounded, flow, right)
-        ctx.save_for_backward(p, x)
-        ctx.log_p, ctx.grounded = log_p.detach(), grounded
-        ctx.kinds = (flow is not None, right is not None)
-        return x
+    def forward(p: Tensor, log_p: Tensor, grounded: Tensor, right: Tensor) -> Tensor:
+        """Solve; ``log_p`` is used where ties underflow, and has no gradient."""
+        n = p.shape[-1]
+        flat = (p.reshape(-1, n, n), log_p.reshape(-1, n, n), grounded.reshape(-1, n))
+        return _solve(*flat, None, right.reshape(-1, n), differences=False).reshape(right.shape)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, Tensor | None, Tensor | None]:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        """Keep inputs and output."""
+        ctx.save_for_backward(*inputs[:3], output)
+        ctx.save_for_forward(*inputs[:3], output)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, Tensor]:
         """Solve again with the cotangent."""
-        p, x = ctx.saved_tensors
-        y = LaplacianSolve.apply(p, ctx.log_p, ctx.grounded, None, grad.masked_fill(ctx.grounded, 0.0))
+        p, log_p, grounded, x = ctx.saved_tensors
+        y = LaplacianSolve.apply(p, log_p, grounded, grad.masked_fill(grounded, 0.0))
         # -y' dL x with (L x)_j = sum_k W_jk (x_j - x_k) and W = P'P.
         py, px, pxy = (p @ column[..., None] for column in (y, x, x * y))
         row, a, b = p.sum(-1, keepdim=True), x[..., None, :], y[..., None, :]
-        by_p = a * py + b * px - pxy - row * a * b
-        by_flow = y[..., :, None].expand_as(p) if ctx.kinds[0] else None
-        return by_p, None, None, by_flow, y if ctx.kinds[1] else None
+        return a * py + b * px - pxy - row * a * b, None, None, y
+
+    @staticmethod
+    def jvp(ctx: Any, p_t: Tensor | None, _1: Any, _2: Any, right_t: Tensor | None) -> Tensor:
+        """Solve again for the tangent less what the change of ``L`` does to ``x``."""
+        p, log_p, grounded, x = ctx.saved_tensors
+        change = torch.zeros_like(x) if right_t is None else right_t.masked_fill(grounded, 0.0)
+        if p_t is not None:
+            one = torch.ones_like(x)[..., None]
+            total = (p_t.mT @ (p @ one) + p.mT @ (p_t @ one))[..., 0] * x
+            mixed = (p_t.mT @ (p @ x[..., None]) + p.mT @ (p_t @ x[..., None]))[..., 0]
+            change = change - (total - mixed).masked_fill(grounded, 0.0)
+        return LaplacianSolve.apply(p, log_p, grounded, change)  # type: ignore[no-any-return]
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
+        """One more batch dimension."""
+        return apply_batched(LaplacianSolve, info, in_dims, args)
 
 
 def laplacian_logdet(log_p: Tensor) -> Tensor:
@@ -344,8 +397,8 @@ def laplacian_solve(log_p: Tensor, b: Tensor) -> Tensor:
     support = find_support(log_p.detach() > -torch.inf, "log_p", prune=False)
     n = log_p.shape[-1]
     batch = torch.broadcast_shapes(log_p.shape[:-2], b.shape[:-1])
-    grounded = grounded_nodes(support, log_p).expand(*batch, n).reshape(-1, n)
-    flat = log_p.double().expand(*batch, n, n).reshape(-1, n, n)
-    right = b.double().expand(*batch, n).reshape(-1, n)
-    x = LaplacianSolve.apply(flat.exp(), flat.detach(), grounded, None, right.masked_fill(grounded, 0.0))
-    return x.reshape(*batch, n).to(b.dtype)  # type: ignore[no-any-return]
+    grounded = grounded_nodes(support, log_p).expand(*batch, n)
+    log_p = log_p.double().expand(*batch, n, n)
+    right = b.double().expand(*batch, n).masked_fill(grounded, 0.0)
+    x = LaplacianSolve.apply(log_p.exp(), log_p.detach(), grounded, right)
+    return x.to(b.dtype)  # type: ignore[no-any-return]

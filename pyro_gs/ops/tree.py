@@ -20,11 +20,14 @@ Rows are computed at the scale of their own cut, so weights may have logarithms 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from torch import Tensor
 
 _WINDOW = 500.0  # nats of cut weights that one pass in ordinary numbers serves
+_CAP = 50.0  # nats above a window beyond which a tie cannot cross its cuts
 _NO_TIE = -1e300
 
 
@@ -114,14 +117,14 @@ class CutBasis:
         tie = torch.where(grounded, top, tie)
         self.weakest = tie.amin(-1)
         self._top, self._window = top, ((top - tie) / _WINDOW).floor()
-        self._passes = self._window.unique() if bool((self._window > 0).any()) else self._window.new_zeros(1)
         off = torch.eye(n, dtype=torch.bool, device=log_w.device)
-        near = torch.zeros_like(self.below)
+        near = torch.zeros_like(self.below)  # weight from node k to the other side of cut e, at [e, k]
         above, below = self._outside.mT, self.below.mT
-        for number in self._passes:
-            w = (log_w - (top - number * _WINDOW)[..., None]).clamp(max=50.0).exp().masked_fill_(off, 0.0)
-            part = torch.where(below > 0, above @ w, below @ w)  # from node k to the other side of cut e, at [e, k]
-            near = torch.where((self._window == number)[..., None], part, near)
+        for base, edges, here in self._windows():
+            w = (log_w - base[..., None]).clamp(max=_CAP).exp().masked_fill_(off, 0.0)
+            inside, outside = below[:, edges], above[:, edges]
+            part = torch.where(inside > 0, outside @ w, inside @ w)
+            near[:, edges] = torch.where(here[..., None], part, near[:, edges])
         cut = (near * above).sum(-1).masked_fill(grounded, 1.0)
         self.log_cut = (cut.log() + top - self._window * _WINDOW).masked_fill(grounded, 0.0)
         near = near / cut[..., None]
@@ -134,6 +137,16 @@ class CutBasis:
         self.factor, self.pivots = torch.linalg.lu_factor(rows)
         self.logdet = self.log_cut.sum(-1) + self.factor.diagonal(0, -2, -1).abs().log().sum(-1)
 
+    def _windows(self) -> Iterator[tuple[Tensor, Tensor | slice, Tensor]]:
+        """For every window its scale (b, 1), the edges that some item has there, and which of them each item has."""
+        if not bool((self._window > 0).any()):
+            yield self._top, slice(None), torch.ones_like(self.grounded)
+            return
+        for number in self._window.unique():
+            here = self._window == number
+            edges = here.any(0).nonzero()[:, 0]
+            yield self._top - number * _WINDOW, edges, here[:, edges]
+
     def log_cut_sums(self, log_f: Tensor) -> tuple[Tensor, Tensor]:
         """Logarithms (b, n) of what flows carry out of and into every ``S_e``.
 
@@ -141,12 +154,12 @@ class CutBasis:
             log_f: logarithms of flows from node ``j`` to node ``k``, (b, n, n); the diagonal does not matter.
         """
         out, into = (torch.full_like(self.log_cut, -torch.inf) for _ in range(2))
-        for number in self._passes:
-            base = self._top - number * _WINDOW
-            f = (log_f - base[..., None]).clamp(max=50.0).exp()
-            leaving, entering = (((g @ self._outside) * self.below).sum(-2).log() + base for g in (f, f.mT))
-            here = self._window == number
-            out, into = torch.where(here, leaving, out), torch.where(here, entering, into)
+        for base, edges, here in self._windows():
+            f = (log_f - base[..., None]).clamp(max=_CAP).exp()
+            below, outside = self.below[..., edges], self._outside[..., edges]
+            for total, flow in ((out, f), (into, f.mT)):
+                part = ((flow @ outside) * below).sum(-2).log() + base
+                total[:, edges] = torch.where(here, part, total[:, edges])
         lost = (~self.grounded & ((out == -torch.inf) | (into == -torch.inf))).any(-1)
         if bool(lost.any()):  # one direction is hundreds of nats below the other
             out[lost], into[lost] = (_log_sums(g, self, lost) for g in (log_f[lost], log_f[lost].mT))
@@ -175,31 +188,37 @@ class CutBasis:
         half = (self.below * y[..., None, :]) @ self._outside.mT
         return half - half.mT
 
-    def resistances(self) -> Tensor:
-        """Effective resistances (b, n, n), the gradient of the log-determinant in the weights of the ties."""
-        n = self.below.shape[-1]
+    def log_resistances(self) -> Tensor:
+        """Logarithms of effective resistances (b, n, n), which are the gradient of the log-determinant in the ties.
+
+        Grown node by node: with ``t_j - t_p`` the path from the parent ``p`` of ``k`` to ``j``, and ``e_k`` the edge
+        from ``k`` to ``p``, ``R_jk = R_jp + G_kk - 2 (t_j - t_p)' G e_k`` for ``G`` the inverse of ``K``. Every number is
+        kept in units of the weakest cut on its path. Minus infinity on the diagonal and beside grounded nodes' components.
+        """
+        size, n = self.grounded.shape
         eye = torch.eye(n, dtype=self.below.dtype, device=self.below.device).expand_as(self.below)
-        inverse = torch.linalg.lu_solve(self.factor, self.pivots, eye)
-        inverse = inverse * (-self.log_cut).exp().clamp(max=1e290)[..., None, :]
-        inverse = inverse.masked_fill(self.grounded[..., :, None] | self.grounded[..., None, :], 0.0)
-        # Of e_k with the path from its parent to j: (t_j - t_parent)' G e_k at [j, k].
+        share = torch.linalg.lu_solve(self.factor, self.pivots, eye)  # G with every column times its cut
+        share = share.masked_fill(self.grounded[..., :, None] | self.grounded[..., None, :], 0.0)
         lift = self.below.gather(-2, self.parent[..., None].expand_as(self.below)).mT  # [e, k]: parent of k in S_e
-        cross = self.below @ (inverse * (1.0 - lift)) - self._outside @ (inverse * lift)
-        size = torch.arange(len(self.parent), device=self.parent.device)
-        diagonal = inverse.diagonal(0, -2, -1)
-        out = torch.zeros_like(self.below)
+        cross = self.below @ (share * (1.0 - lift)) - self._outside @ (share * lift)
+        gain = share.diagonal(0, -2, -1)[..., None, :] - 2.0 * cross  # [j, k]
+        item = torch.arange(size, device=self.parent.device)
+        value = torch.zeros_like(self.below)
+        unit = torch.full_like(self.below, torch.inf)  # log of the weakest cut
         done = torch.zeros_like(self.grounded)
         for place in range(n):
             node = self.order[:, place]
-            up = self.parent[size, node]
-            row = out[size, up] + diagonal[size, node][:, None] - 2.0 * cross[size, :, node]
-            row = torch.where(done, row, 0.0)
-            row[size, node] = 0.0
-            row = torch.where(self.grounded[size, node][:, None], 0.0, row)
-            out[size, node] = row
-            out[size, :, node] = row
-            done[size, node] = True
-        return out
+            up, root = self.parent[item, node], self.grounded[item, node][:, None]
+            own = self.log_cut[item, node][:, None]
+            old, at = value[item, up], unit[item, up]
+            low = torch.minimum(at, own)
+            row = old * (low - at).exp() + gain[item, :, node] * (low - own).exp()
+            known = done & ~root
+            row, low = torch.where(known, row, 0.0), torch.where(known, low, torch.inf)
+            value[item, node], unit[item, node] = row, low
+            value[item, :, node], unit[item, :, node] = row, low
+            done[item, node] = True
+        return torch.where(value > 0, value.log() - unit, -torch.inf)
 
     def gaussian(self, noise: Tensor) -> Tensor:
         """Normal variates (k, b, n) with the Laplacian as their precision from standard ones, zero at grounded nodes."""
