@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -20,7 +21,7 @@ from torch import Tensor
 from pyro_gs.ops.logits import check_logits, check_square, describe, first_position
 from pyro_gs.ops.support import raise_infeasible
 
-_THREADED_ENTRIES = 2**19  # of a batch: 10 ms for scipy and 4 ms for lapx, against 0.2 ms to start a thread
+_THREADED_ENTRIES = 2**21  # of a batch, 15 ms or more; for less, torch's own idle threads keep the cores busy too long
 _THREADED_N = 20  # below it a solve is so short that threads mostly wait for each other
 
 
@@ -82,9 +83,10 @@ def solve_assignment(logits: Tensor) -> Tensor:
     if threads < 2 or n < _THREADED_N or scores.size < _THREADED_ENTRIES:
         solve(0, batch)
     else:
-        bounds = [batch * part // threads for part in range(threads + 1)]
-        with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(solve, bounds[:-1], bounds[1:]))  # in order, so the first infeasible item is named
+        step = math.ceil(batch / (8 * threads))  # small parts, so that a core that is busy elsewhere delays little
+        starts = range(0, batch, step)
+        with ThreadPoolExecutor(threads) as pool:  # its results come in order, so the first infeasible item is named
+            list(pool.map(solve, starts, (min(start + step, batch) for start in starts)))
     return torch.from_numpy(index).reshape(logits.shape[:-1]).to(logits.device)
 
 
