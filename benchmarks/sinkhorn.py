@@ -1,211 +1,198 @@
-"""Times the converged Sinkhorn operator of ``pyro_gs`` beside 20 unrolled sweeps, POT and ott-jax, in one run.
+"""Times the converged Sinkhorn operator of ``pyro_gs`` beside 20 unrolled sweeps, POT, geomloss, ott-jax and pygmtools.
 
-One matrix of logits (standard normal plus Gumbel noise, float64, fixed seed) per run, several temperatures. Every cell
-is the median of some calls after a warm-up call, with the fastest and the slowest, and comes with the largest error of
-a row or column sum of the matrix that the call returned. Run ``python benchmarks/sinkhorn.py --help`` for the options
-and see ``benchmarks/README.md`` for figures.
+A grid of sizes, temperatures and dtypes, forward alone and forward + backward, with the peak memory of each method in a
+process of its own and the time of the operations that bound this library. Run ``python benchmarks/sinkhorn.py --help``
+for the options and see ``benchmarks/README.md`` for what the columns are, and for figures.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
-import importlib
-import logging
 import math
 import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
 from importlib.metadata import packages_distributions, version
-from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+import memory
+import peers
+import report
 import torch
 from torch import Tensor
 
 import pyro_gs
 
-TARGET = 1e-6  # largest error of a row or column sum that the compared solvers are asked for
-SLOW_MS = 20_000.0  # a call that takes longer is not repeated
-OURS, DEFAULT = "sinkhorn tol=1e-6", "sinkhorn default tol"
-SKIPPED = "skipped {}: not installed; pip install 'pyro-gs[bench]'"
-
-Result = tuple[Tensor, Tensor | None]  # the doubly stochastic matrix, and the gradient of the loss in the logits
-Call = Callable[[], Result]
-Maker = Callable[[Tensor, Tensor, float], tuple[Call, str]]  # logits, weights, temperature -> call and a remark
+SIZES, TEMPERATURES = [5, 10, 30, 100, 279, 1000], [1.0, 0.5, 0.2, 0.1, 0.05, 0.01]
+ENTRIES, QUICK_ENTRIES = 2e5, 2e3  # of a batch, as near as a whole number of matrices comes
+SLOW_S, SLOW_UNCONVERGED_S = 5.0, 1.0  # a call that takes longer is not repeated
+PASSES = ("forward", "backward", "memory", "limits")
 
 
 @dataclass
-class Cell:
-    """What was measured of one method at one temperature."""
+class Row:
+    """One line of the csv; empty where a column does not apply."""
 
-    times: list[float]  # milliseconds of every timed call
-    error: float  # largest of a row or column sum
-    remark: str
-    grad: Tensor | None  # None for a method that is timed forward only
+    n: int
+    batch: int
+    temperature: float | str
+    dtype: str
+    kind: str  # one of PASSES; "backward" is forward + backward
+    method: str
+    median_ms: float | str = ""
+    min_ms: float | str = ""
+    max_ms: float | str = ""
+    calls: int | str = ""
+    items: int | str = ""  # matrices that a call did; times are scaled to the batch
+    marginal_error: float | str = ""
+    converged: bool | str = ""
+    gradient_gap: float | str = ""
+    memory: float | str = ""  # numbers per entry of the input, seen by the process
+    memory_torch: float | str = ""  # the same, seen by torch
+    remark: str = ""
+    device: str = ""
+    threads: int | str = ""
 
-    @property
-    def median(self) -> float:
-        """Median time in milliseconds."""
-        return median(self.times)
-
-
-def make_ours(operator: Callable[..., Tensor], *, log: bool = False, backward: bool = True, **options: Any) -> Maker:
-    """A method of this library; the loss is ``(P * weights).sum()`` for every method that has a backward pass."""
-
-    def make(logits: Tensor, weights: Tensor, temperature: float) -> tuple[Call, str]:
-        def call() -> Result:
-            x = logits.clone().requires_grad_(backward)
-            p = operator(x, temperature=temperature, **options)
-            p = p.exp() if log else p
-            return p.detach(), torch.autograd.grad((p * weights).sum(), x)[0] if backward else None
-
-        return call, ""
-
-    return make
-
-
-def make_pot(max_iterations: int) -> Maker:
-    """POT in the log domain, forward only; on torch tensors, which take a quarter of the time of numpy arrays."""
-    bregman = importlib.import_module("ot.bregman")
-
-    def make(logits: Tensor, weights: Tensor, temperature: float) -> tuple[Call, str]:
-        n = len(logits)
-        uniform = torch.full_like(logits[0], 1 / n)
-        # POT stops on the Euclidean norm of the column sums' errors, which bounds the largest one.
-        options = {"stopThr": TARGET / n, "numItermax": max_iterations, "warn": False}
-        return lambda: (n * bregman.sinkhorn_log(uniform, uniform, -logits, temperature, **options), None), "forward only"
-
-    return make
+    def key(self) -> tuple[str, ...]:
+        """What a resumed run compares."""
+        return tuple(str(x) for x in (self.n, self.batch, self.temperature, self.dtype, self.kind, self.method))
 
 
-def make_ott(max_iterations: int, device: str) -> Maker:
-    """ott-jax in ``lse_mode`` with implicit differentiation, compiled before anything is timed.
-
-    Raises:
-        RuntimeError: jax has no such device.
-    """
-    jax = importlib.import_module("jax")
-    jax.config.update("jax_enable_x64", True)
-    jax.config.update("jax_default_device", jax.devices({"cuda": "gpu"}.get(device, device))[0])
-    logging.getLogger("jax._src.callback").setLevel(logging.CRITICAL)  # a failed linear solve is reported below
-    geometry = importlib.import_module("ott.geometry.geometry").Geometry
-    problem = importlib.import_module("ott.problems.linear.linear_problem").LinearProblem
-    solver = importlib.import_module("ott.solvers.linear.sinkhorn").Sinkhorn
-
-    def loss(x: Any, weights: Any, temperature: Any) -> tuple[Any, Any]:
-        n = len(x)
-        # Stops on the Euclidean norm of the errors, as POT does.
-        solve = solver(lse_mode=True, threshold=TARGET / n, norm_error=2, max_iterations=max_iterations)
-        p = n * solve(problem(geometry(cost_matrix=-x, epsilon=temperature))).matrix
-        return (p * weights).sum(), p
-
-    def to_torch(array: Any) -> Tensor:
-        return torch.as_tensor(jax.device_get(array).copy(), device=device)
-
-    def make(logits: Tensor, weights: Tensor, temperature: float) -> tuple[Call, str]:
-        inputs = [jax.numpy.asarray(x.cpu().numpy()) for x in (logits, weights)] + [jax.numpy.asarray(temperature)]
-        both = jax.jit(jax.value_and_grad(loss, has_aux=True)).lower(*inputs).compile()
-        forward = jax.jit(loss).lower(*inputs).compile()
-
-        def call() -> Result:
-            (_, p), grad = jax.block_until_ready(both(*inputs))
-            return to_torch(p), to_torch(grad)
-
-        def call_forward() -> Result:
-            return to_torch(jax.block_until_ready(forward(*inputs))[1]), None
-
-        try:
-            call()
-        except (RuntimeError, ValueError):
-            return call_forward, "forward only: its implicit gradient failed"
-        return call, ""
-
-    return make
-
-
-def methods(args: argparse.Namespace) -> dict[str, Maker]:
-    """The columns of the table; prints a line for every peer that is left out."""
-    found = {
-        DEFAULT: make_ours(pyro_gs.sinkhorn),
-        OURS: make_ours(pyro_gs.sinkhorn, tol=TARGET),
-        f"{OURS}, forward": make_ours(pyro_gs.sinkhorn, tol=TARGET, backward=False),
-        "log_sinkhorn default tol": make_ours(pyro_gs.log_sinkhorn, log=True),
-        "20 unrolled sweeps": make_ours(pyro_gs.sinkhorn, num_iters=20),
-    }
-    if find_spec("ot"):
-        found["POT sinkhorn_log"] = make_pot(args.max_iterations)
-    else:
-        print(SKIPPED.format("POT"))
-    if find_spec("ott") and find_spec("jax"):
-        try:
-            found["ott-jax Sinkhorn"] = make_ott(args.max_iterations, args.device)
-        except RuntimeError as error:
-            print(f"skipped ott-jax: {error}")
-    else:
-        print(SKIPPED.format("ott-jax"))
-    return found
-
-
-def measure(call: Call, remark: str, repeats: int, device: str) -> Cell:
-    """Times a call after a warm-up; a warm-up of over 20 s is the only call and counts."""
+def measure(call: Callable[[], Any], repeats: int, device: str, converged: Callable[[Any], bool]) -> tuple[list[float], Any]:
+    """Milliseconds of every call after a warm-up, and the result; a slow warm-up is the only call and counts."""
     synchronize: Callable[[], Any] = torch.cuda.synchronize if device == "cuda" else (lambda: None)
 
-    def timed() -> tuple[float, Result]:
+    def timed() -> tuple[float, Any]:
         synchronize()
         start = time.perf_counter()
         result = call()
         synchronize()
-        return 1e3 * (time.perf_counter() - start), result
+        return time.perf_counter() - start, result
 
-    first, (p, grad) = timed()
-    slow = first > SLOW_MS
-    times = [first] if slow else [timed()[0] for _ in range(repeats)]
-    error = max(float((p.double().sum(dim) - 1).abs().max()) for dim in (0, 1))
-    return Cell(times, error, "; ".join(filter(None, (remark, "run once" if slow else ""))), grad)
-
-
-def gradient_gap(cell: Cell, reference: Cell) -> float:
-    """Largest difference of two gradients over the largest entry of the reference; NaN without a gradient."""
-    if cell.grad is None or reference.grad is None:
-        return math.nan
-    return float((cell.grad - reference.grad).abs().max() / reference.grad.abs().max())
+    first, result = timed()
+    if first > (SLOW_S if converged(result) else SLOW_UNCONVERGED_S):
+        return [1e3 * first], result
+    return [1e3 * timed()[0] for _ in range(repeats)], result
 
 
-def table(results: dict[tuple[float, str], Cell], temperatures: Sequence[float], names: Sequence[str]) -> str:
-    """The figures as a markdown table: four rows per temperature, one column per method."""
-    rows = [["temperature", "", *names], ["---"] * (len(names) + 2)]
-    for t in temperatures:
-        cells = [results[t, name] for name in names]
-        spans = [f"{c.median:.1f} [{min(c.times):.1f}, {max(c.times):.1f}]" for c in cells]
-        rows.append([f"{t:g}", "ms", *(f"{s} ({c.remark})" if c.remark else s for s, c in zip(spans, cells, strict=True))])
-        rows.append(["", f"time / ({OURS})", *(f"{c.median / results[t, OURS].median:.2f}" for c in cells)])
-        errors = (f"{c.error:.1e}" + (" (not converged)" if c.error > TARGET else "") for c in cells)
-        rows.append(["", "marginal error", *errors])
-        gaps = (gradient_gap(c, results[t, DEFAULT]) for c in cells)
-        rows.append(["", "gradient off by", *("-" if math.isnan(gap) else f"{gap:.1e}" for gap in gaps)])
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+def marginal_error(p: Tensor) -> float:
+    """Largest error of a row or column sum; NaN if there is one."""
+    return max(float((p.double().sum(dim) - 1).abs().max()) for dim in (-1, -2))
 
 
-def write_csv(path: Path, results: dict[tuple[float, str], Cell], args: argparse.Namespace) -> None:
-    """One line per temperature and method."""
+def time_method(row: Row, method: peers.Method, problem: peers.Problem, repeats: int, reference: Tensor | None) -> None:
+    """Fill a row with the times and the errors of a method."""
+
+    def is_converged(result: peers.Result) -> bool:
+        return marginal_error(result[0]) <= problem.target
+
+    times, (p, grad) = measure(method(problem), repeats, row.device, is_converged)
+    scale = row.batch / len(p)
+    row.median_ms, row.min_ms, row.max_ms = (float(f"{scale * f(times):.4g}") for f in (median, min, max))
+    row.calls, row.items = len(times), len(p)
+    row.marginal_error, row.converged = float(f"{marginal_error(p):.2e}"), is_converged((p, grad))
+    if grad is not None and reference is not None:
+        exact = reference[: len(grad)]
+        row.gradient_gap = float(f"{float((grad.double() - exact).abs().max() / exact.abs().max()):.1e}")
+
+
+def exact_gradient(problem: peers.Problem) -> Tensor:
+    """The gradient in float64 at the tightest tolerance, to compare with; not timed."""
+    x = problem.logits.double().clone().requires_grad_()
+    p = pyro_gs.sinkhorn(x, temperature=problem.temperature)
+    return torch.autograd.grad((p * problem.weights.double()).sum(), x)[0]
+
+
+def time_limit(row: Row, problem: peers.Problem, repeats: int) -> None:
+    """Fill a row with the time of one operation over the batch, in float64."""
+    p = problem.logits.softmax(-1)
+    definite = torch.eye(problem.n, dtype=p.dtype, device=p.device) + p.mT @ p
+    operations = {
+        "exp": lambda: problem.logits.exp(),
+        "P^T P": lambda: p.mT @ p,
+        "Cholesky": lambda: torch.linalg.cholesky_ex(definite),
+    }
+    times, _ = measure(operations[row.method], repeats, row.device, lambda _: True)
+    row.median_ms, row.min_ms, row.max_ms = (float(f"{f(times):.4g}") for f in (median, min, max))
+    row.calls = len(times)
+
+
+def planned(args: argparse.Namespace, names: Sequence[str]) -> Iterator[Row]:
+    """The rows of the run, in order, with nothing measured yet."""
+    for n in args.n:
+        batch = max(1, round(args.entries / n**2))
+        about = {"device": args.device, "threads": torch.get_num_threads()}
+        if "limits" in args.passes:
+            yield from (Row(n, batch, "", "float64", "limits", name, **about) for name in report.LIMITS)
+        for dtype in args.dtypes:
+            if "memory" in args.passes:
+                yield from (Row(n, batch, memory.TEMPERATURE, dtype, "memory", name, **about) for name in names)
+            for temperature in args.temperatures:
+                for kind in PASSES[:2]:
+                    for name in names if kind in args.passes else ():
+                        if kind == "backward" or name not in peers.ONLY_BACKWARD:
+                            yield Row(n, batch, temperature, dtype, kind, name, **about)
+
+
+def run(args: argparse.Namespace, methods: dict[str, peers.Method], rows: list[Row], save: Callable[[Row], None]) -> None:
+    """Measure every planned row that is not there yet."""
+    done = {row.key() for row in rows}
+    problem, cell, reference = None, None, None
+    for row in planned(args, list(methods)):
+        if row.key() in done:
+            continue
+        print(f"n {row.n}, temperature {row.temperature}, {row.dtype}, {row.kind}: {row.method}", file=sys.stderr)
+        if cell != (row.n, row.dtype, row.temperature, row.kind):
+            cell, backward = (row.n, row.dtype, row.temperature, row.kind), row.kind == "backward"
+            options = {"backward": backward, "max_sweeps": max(10, int(args.max_work / (row.n**2 * row.batch)) // 10 * 10)}
+            dtype = getattr(torch, row.dtype)
+            problem = peers.make_problem(row.n, row.batch, dtype, row.device, row.temperature or 1.0, **options)
+            reference = exact_gradient(problem) if backward else None
+        try:
+            if row.kind == "memory":
+                seen = memory.in_own_process(row.method, row.n, row.batch, row.dtype, row.device)
+                row.memory, row.memory_torch = ("" if x is None else round(x, 2) for x in (seen["process"], seen["torch"]))
+            elif row.kind == "limits":
+                time_limit(row, problem, args.repeats)
+            else:
+                time_method(row, methods[row.method], problem, args.repeats, reference)
+        except Exception as error:  # one peer that fails must not end a run of hours
+            row.remark = f"failed: {type(error).__name__}"
+            print(f"{row.remark}: {str(error)[:200]}", file=sys.stderr)
+        rows.append(row)
+        save(row)
+
+
+def read_csv(path: Path) -> list[Row]:
+    """The rows of an earlier run."""
+    if not path.exists():
+        return []
+
+    def convert(name: str, text: str) -> Any:
+        if name in ("dtype", "kind", "method", "remark", "device") or not text:
+            return text
+        return text == "True" if name == "converged" else int(text) if name in ("n", "batch", "items") else float(text)
+
+    with path.open(encoding="utf-8") as file:
+        return [Row(**{k: convert(k, v) for k, v in row.items()}) for row in csv.DictReader(file)]
+
+
+def append_csv(path: Path, row: Row) -> None:
+    """One more line, with the header before the first."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    header = "n temperature method median_ms min_ms max_ms calls ratio marginal_error converged gradient_gap remark"
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow([*header.split(), "device", "threads", "torch"])
-        for (t, name), c in results.items():
-            ratio = c.median / results[t, OURS].median
-            times = [f"{ms:.4g}" for ms in (c.median, min(c.times), max(c.times))]
-            gap = gradient_gap(c, results[t, DEFAULT])
-            quality = [f"{c.error:.3e}", c.error <= TARGET, "" if math.isnan(gap) else f"{gap:.3e}", c.remark]
-            about = [args.device, torch.get_num_threads(), torch.__version__]
-            writer.writerow([args.n, t, name, *times, len(c.times), f"{ratio:.4g}", *quality, *about])
+    new = not path.exists()
+    with path.open("a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, [field.name for field in fields(Row)], lineterminator="\n")
+        if new:
+            writer.writeheader()
+        writer.writerow(asdict(row))
 
 
 def describe_machine(device: str) -> str:
@@ -215,7 +202,7 @@ def describe_machine(device: str) -> str:
     model = next((line.split(": ", 1)[1] for line in lines if line.startswith("model name")), platform.processor())
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     installed = {name.lower() for names in packages_distributions().values() for name in names}
-    wanted = ("torch", "numpy", "scipy", "POT", "jax", "jaxlib", "ott-jax", "lineax")
+    wanted = ("torch", "numpy", "scipy", "POT", "geomloss", "pygmtools", "jax", "jaxlib", "ott-jax", "lineax")
     packages = [f"{name} {version(name)}" for name in wanted if name.lower() in installed]
     gpu = f"; {torch.cuda.get_device_name()}" if device == "cuda" else ""
     return (
@@ -234,7 +221,7 @@ def _at_least(least: int) -> Callable[[str], int]:
     return convert
 
 
-def _temperature(text: str) -> float:
+def _positive(text: str) -> float:
     try:
         value = float(text)
     except ValueError:
@@ -247,23 +234,34 @@ def _temperature(text: str) -> float:
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Options; exits with argparse's message on a bad one."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--n", type=_at_least(2), help="rows and columns (default: 279, with --quick 60)")
-    parser.add_argument("--temperatures", type=_temperature, nargs="+", default=[1.0, 0.5, 0.2, 0.1], metavar="T")
+    parser.add_argument("--n", type=_at_least(2), nargs="+", metavar="N", help="rows and columns (default: 5 to 1000)")
+    parser.add_argument("--temperatures", type=_positive, nargs="+", metavar="T", help="default: 1 to .01")
+    parser.add_argument("--dtypes", nargs="+", choices=["float64", "float32"], help="default: both")
+    parser.add_argument("--methods", nargs="+", choices=peers.NAMES, default=list(peers.NAMES), help="default: all")
+    parser.add_argument("--passes", nargs="+", choices=PASSES, help="'backward' is forward + backward (default: all)")
     parser.add_argument("--repeats", type=_at_least(1), help="timed calls per cell (default: 7, with --quick 2)")
+    parser.add_argument("--max-work", type=_positive, default=3e9, help="cap of a peer: n * n * batch * iterations")
     parser.add_argument("--threads", type=_at_least(1), help="cores for every library (default: as the system gives)")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="default: cpu")
-    parser.add_argument("--max-iterations", type=_at_least(10), default=100_000, help="cap on the peers' sweeps")
-    parser.add_argument("--quick", action="store_true", help="smoke test; writes figures only where --out says")
-    parser.add_argument("--out", type=Path, help="where the csv goes (default: results/sinkhorn.csv beside the script)")
+    parser.add_argument("--quick", action="store_true", help="small batches and no files but those asked for")
+    parser.add_argument("--resume", action="store_true", help="keep the rows of the csv and measure the others")
+    results = Path(__file__).parent / "results"
+    parser.add_argument("--out", type=Path, help="the csv (default: results/sinkhorn.csv beside the script)")
+    parser.add_argument("--figure", type=Path, help="the figure (default: results/sinkhorn.png beside the script)")
     args = parser.parse_args(argv)
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("argument --device: torch finds no CUDA device; use --device cpu")
-    if args.max_iterations % 10:
-        parser.error(f"argument --max-iterations: must be a multiple of 10, but is {args.max_iterations}")
-    args.n = args.n or (60 if args.quick else 279)
-    args.repeats = args.repeats or (2 if args.quick else 7)
-    if args.out is None and not args.quick:
-        args.out = Path(__file__).parent / "results" / "sinkhorn.csv"
+    quick = args.quick
+    args.n = args.n or ([5, 30] if quick else SIZES)
+    args.temperatures = args.temperatures or ([1.0, 0.2] if quick else TEMPERATURES)
+    args.dtypes = args.dtypes or (["float64"] if quick else ["float64", "float32"])
+    args.passes = args.passes or (["forward", "backward", "limits"] if quick else list(PASSES))
+    args.repeats = args.repeats or (2 if quick else 7)
+    args.entries = QUICK_ENTRIES if quick else ENTRIES
+    args.out = args.out or (None if quick else results / "sinkhorn.csv")
+    args.figure = args.figure or (None if quick else results / "sinkhorn.png")
+    if args.resume and args.out is None:
+        parser.error("argument --resume: needs --out here, because --quick writes no csv by itself")
     return args
 
 
@@ -273,22 +271,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         torch.set_num_threads(args.threads)
         if hasattr(os, "sched_setaffinity"):  # the only limit that every library here obeys
             os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.threads])
-    generator = torch.Generator().manual_seed(0)
-    normal, weights = torch.randn(2, args.n, args.n, generator=generator, dtype=torch.float64)
-    gumbel = -torch.log(-torch.log(torch.rand(args.n, args.n, generator=generator, dtype=torch.float64)))
-    logits, weights = (normal + gumbel).to(args.device), weights.to(args.device)
-    makers = methods(args)
-    results: dict[tuple[float, str], Cell] = {}
-    for t in args.temperatures:
-        for name, make in makers.items():
-            print(f"temperature {t:g}: {name}", file=sys.stderr)
-            results[t, name] = measure(*make(logits, weights, t), args.repeats, args.device)
-    print(f"n = {args.n}, float64, {args.repeats} calls per cell: median [fastest, slowest]; seed 0\n")
-    print(table(results, args.temperatures, list(makers)) + "\n")
+    rows = read_csv(args.out) if args.resume else []
+    if args.out is not None and not args.resume:
+        args.out.unlink(missing_ok=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the errors are in the table
+        methods, skipped = peers.find_methods(args.methods, args.device)
+        print("\n".join(skipped))
+        run(args, methods, rows, lambda row: None if args.out is None else append_csv(args.out, row))
+    print(report.full(rows))
     print(describe_machine(args.device))
-    if args.out is not None:
-        write_csv(args.out, results, args)
-        print(f"wrote {args.out.name}")
+    if args.figure is not None:
+        args.figure.parent.mkdir(parents=True, exist_ok=True)
+        report.draw(rows, args.figure)
     return 0
 
 
