@@ -36,16 +36,21 @@ def measure(name: str, n: int, batch: int, dtype: torch.dtype, device: str) -> d
         base = torch.cuda.memory_allocated()
         call()
         return {"process": None, "torch": (torch.cuda.max_memory_allocated() - base) / numbers}
-    try:  # Linux: forget the peak of what went before
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    except OSError:
-        pass
-    unit = 1 if sys.platform == "darwin" else 1024
-    base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    base = _peak_of_process(reset=True)
     result = call()
-    process = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - base) * unit / numbers
+    process = (_peak_of_process() - base) / numbers
     del result
     return {"process": process, "torch": None if name == peers.OTT else _torch_peak(call) / numbers}
+
+
+def _peak_of_process(*, reset: bool = False) -> int:
+    """Bytes; on Linux since the last reset, because ``ru_maxrss`` starts there with what the parent process held."""
+    if sys.platform != "linux":
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    if reset:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
 
 
 def _torch_peak(call: peers.Call) -> int:

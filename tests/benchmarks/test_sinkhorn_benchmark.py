@@ -1,6 +1,5 @@
 import csv
 import importlib.util
-import math
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -78,10 +77,11 @@ def test_resume_measures_only_what_is_missing(script, tmp_path, capsys):
 
 
 def test_memory_is_measured_in_a_process_of_its_own(script):
-    seen = script.memory.in_own_process("ours", 100, 4, "float64", "cpu")
+    seen = script.memory.in_own_process("ours", 200, 8, "float64", "cpu")
     # The result, the gradient and the matrix in between are there at least.
     assert 3 < seen["torch"] < 40
-    assert math.isfinite(seen["process"])
+    if sys.platform == "linux":  # elsewhere an earlier peak may hide it
+        assert 3 < seen["process"] < 40
 
 
 def test_sweeps_are_counted_up_to_the_target(script):
