@@ -130,4 +130,5 @@ def _ritz(alpha: Tensor, beta: Tensor) -> Tensor:
     diagonal[..., 1:] += torch.where(stopped[..., 1:], 0.0, beta[..., 1:] * inverse[..., :-1])
     off = torch.where(stopped[..., 1:], 0.0, beta[..., 1:].clamp(min=0.0).sqrt() * inverse[..., :-1])
     lanczos = torch.diag_embed(diagonal) + torch.diag_embed(off, 1) + torch.diag_embed(off, -1)
-    return torch.linalg.eigvalsh(lanczos)[..., 0].amin(-1)
+    lowest: Tensor = torch.linalg.eigvalsh(lanczos)[..., 0].amin(-1)
+    return lowest

@@ -26,6 +26,7 @@ from pyro_gs.ops.support import Support
 
 # The implicit gradient holds at fixed points; an item whose marginals are further off than this has none.
 FIXED_POINT = 2e-6
+_NEARLY_ONE = -1e-3  # logarithm of the largest entry of every row of what is nearly a permutation
 
 
 class SinkhornSolution(NamedTuple):
@@ -113,7 +114,11 @@ class Solve(torch.autograd.Function):
         log_p, grounded, refused, row_sums = ctx.saved_tensors
         grad = torch.where(log_p == -torch.inf, 0.0, grad)
         fit = MarginalPotentials.apply(log_p, grounded, refused, row_sums, grad)
-        return (grad - log_p.exp() * fit, None, None, None, None, None, None)
+        p = log_p.exp()
+        # Rows sum to zero; an entry that fills its row is what the others leave, where the difference would be rounding.
+        full = _fills_row(p, row_sums)
+        out = torch.where(full, 0.0, grad - p * fit)
+        return (torch.where(full, -out.sum(-1, keepdim=True), out), None, None, None, None, None, None)
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
@@ -121,8 +126,12 @@ class Solve(torch.autograd.Function):
         log_p, grounded, refused, row_sums = ctx.saved_tensors
         forbidden = log_p == -torch.inf
         tangent = torch.where(forbidden, 0.0, tangent)
-        fit = MarginalPotentials.apply(log_p, grounded, refused, row_sums, log_p.exp() * tangent)
-        return (torch.where(forbidden, 0.0, tangent - fit), None, None, None, None, None, None, None)
+        p = log_p.exp()
+        fit = MarginalPotentials.apply(log_p, grounded, refused, row_sums, p * tangent)
+        full = _fills_row(p, row_sums)
+        out = torch.where(forbidden | full, 0.0, tangent - fit)
+        rest = -(p * out).sum(-1, keepdim=True) / p.amax(-1, keepdim=True)
+        return (torch.where(full, rest, out), None, None, None, None, None, None, None)
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
@@ -190,6 +199,11 @@ class MarginalPotentials(torch.autograd.Function):
         return apply_batched(MarginalPotentials, info, in_dims, args)
 
 
+def _fills_row(p: Tensor, row_sums: Tensor | None) -> Tensor:
+    """Where an entry is more than half of its row, (..., n, n)."""
+    return p > (0.5 if row_sums is None else 0.5 * row_sums[..., None])
+
+
 def _add_up(p: Tensor, r: Tensor | None, by_row: Tensor, b: Tensor) -> Tensor:
     """``a_i + b_j`` with ``a = (g_r - P b) / r``."""
     pb = (b[:, None, :] @ p.mT)[:, 0]
@@ -237,13 +251,16 @@ def _solve(
     else:
         v = start.reshape(-1, n)
         u, residual = rows_exact(flat, v, r.log()), torch.zeros_like(v[:, 0])
-    near = residual <= settings.tol
-    if settings.relative and bool(near.all()):
-        u, v, residual = refine(flat, u, v, r, c, grounded)
-    elif settings.relative and bool(near.any()):
-        u, v, residual = u.clone(), v.clone(), residual.clone()
-        u[near], v[near], residual[near] = refine(flat[near], u[near], v[near], r[near], c[near], grounded[near])
     log_p = torch.add(flat, u[:, :, None]).add_(v[:, None, :])
+    fit = residual <= settings.tol
+    if not settings.relative:
+        # Where P is a permutation up to small entries these are all there is to a gradient, and have to be right.
+        fit = fit & (log_p.amax(-1) - r.log() > _NEARLY_ONE).all(-1)
+    if n > 1 and bool(fit.any()):
+        pick: Tensor | slice = slice(None) if bool(fit.all()) else fit
+        u, v, residual = u.clone(), v.clone(), residual.clone()
+        u[pick], v[pick], residual[pick] = refine(*(part[pick] for part in (flat, u, v, r, c, grounded)))
+        log_p[pick] = (flat[pick] + u[pick][:, :, None]).add_(v[pick][:, None, :])
     if moved is not None:
         u, v = u + moved[0], v + moved[1]
     rows, columns = _gauge(v, support, grounded)
@@ -267,7 +284,10 @@ def _gauge(v: Tensor, support: Support, grounded: Tensor) -> tuple[Tensor, Tenso
     return at_ground.gather(-1, support.row_component.reshape(v.shape)), at_ground.gather(-1, label)
 
 
-@torch.compiler.disable
+# The solver looks at values, so torch.compile leaves it as it is.
+_solve_eagerly = torch.compiler.disable(Solve.apply)
+
+
 def scale(
     z: Tensor,
     support: Support | None,
@@ -279,7 +299,7 @@ def scale(
     relative: bool,
     start: Tensor | None = None,
     checks: tuple[Callable[..., Support], Tensor, Any] | None = None,
-    report: Callable[[SinkhornSolution], None] | None = None,
+    report: Callable[[SinkhornSolution, Any], None] | None = None,
 ) -> SinkhornSolution:
     """The way in for every public function: float64 ``z`` (..., n, n) with ``-inf`` outside ``support``.
 
@@ -290,5 +310,5 @@ def scale(
     prepare, logits, temperature = checks or (None, None, None)
     row_sums, column_sums = (None if sums is None else sums.to(z).expand(z.shape[:-1]) for sums in (row_sums, column_sums))
     settings = Settings(support, tol, max_iter, relative, prepare, report)
-    out = Solve.apply(z, row_sums, column_sums, start, logits, temperature, settings)
+    out = _solve_eagerly(z, row_sums, column_sums, start, logits, temperature, settings)
     return SinkhornSolution(*out[:6])

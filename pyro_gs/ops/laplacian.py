@@ -24,7 +24,7 @@ from pyro_gs.ops.batching import apply_batched
 from pyro_gs.ops.logits import check_floating, check_square
 from pyro_gs.ops.matching import solve_assignment
 from pyro_gs.ops.support import Support, find_support
-from pyro_gs.ops.tree import CutBasis, spanning_forest
+from pyro_gs.ops.tree import CutBasis, Forest, spanning_forest
 
 # A pivot above this share of its diagonal has lost at most five of sixteen digits to subtraction.
 _TRUSTED_PIVOT = 1e-5
@@ -100,7 +100,7 @@ def cut_basis(
     weights: Tensor,
     grounded: Tensor,
     row_of: Tensor | None = None,
-    forest: tuple[Tensor, Tensor, Tensor] | None = None,
+    forest: Forest | None = None,
 ) -> CutBasis:
     """The Laplacians with ties ``P^T P`` in the basis of cuts.
 
@@ -235,7 +235,8 @@ class _LogdetGradient(torch.autograd.Function):
     def jvp(ctx: Any, tangent: Tensor, *_: Any) -> Tensor:
         """Through an inverse."""
         log_p, grounded = ctx.saved_tensors
-        return torch.func.jvp(lambda x: _plain_gradient(x, grounded), (log_p,), (tangent,))[1]
+        out: Tensor = torch.func.jvp(lambda x: _plain_gradient(x, grounded), (log_p,), (tangent,))[1]
+        return out
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
@@ -253,6 +254,29 @@ def _plain_gradient(log_p: Tensor, grounded: Tensor) -> Tensor:
     return p * (p @ resistances_of(torch.linalg.inv(lap), grounded))
 
 
+class _Grounded(torch.autograd.Function):
+    """The first column of every component (..., n), of matrices whose allowed entries must all lie on permutations."""
+
+    @staticmethod
+    def forward(log_p: Tensor) -> Tensor:
+        """Look at the entries that are not ``-inf``."""
+        return grounded_nodes(find_support(log_p > -torch.inf, "log_p", prune=False), log_p)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        """Nothing to keep."""
+        ctx.mark_non_differentiable(output)
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> None:
+        """No gradient."""
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
+        """One more batch dimension."""
+        return apply_batched(_Grounded, info, in_dims, args)
+
+
 def component_logdet(log_p: Tensor, support: Support) -> Tensor:
     """Log-determinant of the Laplacian with weights ``P^T P``, grounded in every component of ``support``.
 
@@ -264,10 +288,13 @@ def component_logdet(log_p: Tensor, support: Support) -> Tensor:
     Returns:
         Tensor of shape (...), differentiable in ``log_p``.
     """
-    n = log_p.shape[-1]
-    if n == 1:
+    return _logdet(log_p, grounded_nodes(support, log_p))
+
+
+def _logdet(log_p: Tensor, grounded: Tensor) -> Tensor:
+    if log_p.shape[-1] == 1:
         return torch.zeros_like(log_p[..., 0, 0])
-    out: Tensor = _Logdet.apply(log_p, grounded_nodes(support, log_p), [])
+    out: Tensor = _Logdet.apply(log_p, grounded, [])
     return out
 
 
@@ -370,8 +397,8 @@ def laplacian_logdet(log_p: Tensor) -> Tensor:
     """
     check_square(log_p, "log_p")
     check_floating(log_p, "log_p", half=False)
-    support = find_support(log_p.detach() > -torch.inf, "log_p", prune=False)
-    return component_logdet(log_p.double(), support).to(log_p.dtype)
+    grounded = _Grounded.apply(log_p.detach())
+    return _logdet(log_p.double(), grounded).to(log_p.dtype)
 
 
 def laplacian_solve(log_p: Tensor, b: Tensor) -> Tensor:
@@ -394,10 +421,9 @@ def laplacian_solve(log_p: Tensor, b: Tensor) -> Tensor:
     check_floating(b, "b", half=False)
     if b.shape[-1:] != log_p.shape[-1:]:
         raise ValueError(f"b must have shape (..., {log_p.shape[-1]}) to fit log_p, but has shape {tuple(b.shape)}")
-    support = find_support(log_p.detach() > -torch.inf, "log_p", prune=False)
     n = log_p.shape[-1]
     batch = torch.broadcast_shapes(log_p.shape[:-2], b.shape[:-1])
-    grounded = grounded_nodes(support, log_p).expand(*batch, n)
+    grounded = _Grounded.apply(log_p.detach()).expand(*batch, n)
     log_p = log_p.double().expand(*batch, n, n)
     right = b.double().expand(*batch, n).masked_fill(grounded, 0.0)
     x = LaplacianSolve.apply(log_p.exp(), log_p.detach(), grounded, right)

@@ -25,7 +25,7 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn.functional import threshold_
+from torch.nn.functional import threshold
 
 from pyro_gs.ops.conjugate import SMALLEST, conjugate_gradients
 from pyro_gs.ops.laplacian import assemble
@@ -42,6 +42,8 @@ _LONGEST_STEP = 30.0  # of a potential in one step, so that exp() of it is harml
 _PATIENCE = 40  # steps without progress that show the rounding of an item's own logits
 # Points that are tried: on the Newton direction, and on the balanced one.
 _NEWTON, _BALANCED = (1.0, 0.5, 0.25, 1 / 16, 3.0, 8.0), (1.0, 0.5)
+_FEW_NEWTON, _FEW_BALANCED = (1.0, 0.25, 4.0), (1.0,)  # for small matrices, where points cost as much as factorizations
+_SMALL = 64
 _RETREAT = 1 / 64
 _CHECK_EVERY = 4  # steps between looks of the host at a device
 
@@ -88,7 +90,8 @@ class Newton:
         self.has_factor = torch.zeros_like(self.hard)
         self.factor: Tensor | None = None
         self.retreat = torch.ones_like(self.residual)
-        self.ladder = z.new_tensor([*_NEWTON, *_BALANCED])
+        self.points = (_FEW_NEWTON, _FEW_BALANCED) if n < _SMALL else (_NEWTON, _BALANCED)
+        self.ladder = z.new_tensor([*self.points[0], *self.points[1]])
 
     def take(self, items: Tensor, *parts: Tensor) -> tuple[Tensor, ...]:
         """These items of some tensors; the tensors themselves for all items, since a copy of ``z`` is dear."""
@@ -159,7 +162,7 @@ class Newton:
         u = u + correction.log()
         self.u[items] = u
         if self.cold:
-            threshold_(p, _NEGLIGIBLE, 0.0)
+            threshold(p, _NEGLIGIBLE, 0.0, inplace=True)
         g = c - p.sum(-2)
         return p, u, g.abs().amax(-1), g
 
@@ -191,8 +194,7 @@ class Newton:
         r, c = self.r[items], self.c[items]
         found = self.directions(items, p, g, error)
         found = found * (_LONGEST_STEP / found.abs().amax(-1, keepdim=True)).clamp(max=1.0)
-        newton, balanced = found[:, :1], found[:, 1:]
-        points = torch.cat([newton.expand(-1, len(_NEWTON), -1), balanced.expand(-1, len(_BALANCED), -1)], -2)
+        points = torch.cat([found[:, i : i + 1].expand(-1, len(line), -1) for i, line in enumerate(self.points)], -2)
         points = points * (self.ladder * self.retreat[items, None])[..., None]
         e = points.exp()
         rows = e @ p.mT / r[:, None, :]
@@ -256,7 +258,7 @@ class Newton:
         """Solutions (b, k, n) by a factorization, and its factors."""
         scaled = p if self.unit else p * self.r[items].rsqrt()[:, :, None]
         if p.shape[-1] >= _SINGLE:
-            single = threshold_(scaled.float(), _NO_WEIGHT, 0.0)
+            single = threshold(scaled.float(), _NO_WEIGHT, 0.0, inplace=True)
             weights = (single.mT @ single).double()
         else:
             weights = scaled.mT @ scaled

@@ -132,7 +132,8 @@ def _iterate(z: Tensor, v: Tensor, grounded: Tensor, row_of: Tensor, floor: Tens
         if not len(active):
             break
         near = float(large.max())
-        forest = None if near > _SAME_FOREST else tuple(part[go] for part in cuts.forest)
+        parent, order, below = cuts.forest
+        forest = None if near > _SAME_FOREST else (parent[go], order[go], below[go])
         if not bool(go.all()):
             cuts, log_p = None, log_p[go]
         elif near > _SAME_CUTS:

@@ -41,8 +41,10 @@ class SinkhornWarning(UserWarning):
 
 
 def may_forbid(logits: Tensor) -> bool:
-    """Whether an entry is ``-inf``; True where a transformation hides the values."""
+    """Whether an entry is ``-inf``; True where a transformation or the compiler hides the values."""
     detached = logits.detach()
+    if torch.compiler.is_compiling():
+        return True
     try:
         return detached.numel() > 0 and bool(detached.amin() == -torch.inf)
     except RuntimeError:  # under vmap, which has no single answer

@@ -26,12 +26,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+Forest = tuple[Tensor, Tensor, Tensor]  # parent, order and below, as spanning_forest returns them
+
 _WINDOW = 500.0  # nats of cut weights that one pass in ordinary numbers serves
 _CAP = 50.0  # nats above a window beyond which a tie cannot cross its cuts
 _NO_TIE = -1e300
 
 
-def spanning_forest(log_w: Tensor, grounded: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def spanning_forest(log_w: Tensor, grounded: Tensor) -> Forest:
     """Maximum spanning forests by Prim's algorithm on the host, rooted at the grounded nodes.
 
     Args:
@@ -105,7 +107,7 @@ class CutBasis:
         weakest: logarithm of the weakest tie of the forest, (b,).
     """
 
-    def __init__(self, log_w: Tensor, grounded: Tensor, forest: tuple[Tensor, Tensor, Tensor] | None = None) -> None:
+    def __init__(self, log_w: Tensor, grounded: Tensor, forest: Forest | None = None) -> None:
         self.grounded = grounded
         self.forest = spanning_forest(log_w, grounded) if forest is None else forest
         self.parent, self.order, self.below = self.forest
@@ -167,7 +169,7 @@ class CutBasis:
 
     def drops(self, share: Tensor) -> Tensor:
         """Drops ``y`` (b, n) across the edges from what every cut receives, as a share of its weight."""
-        y = torch.linalg.lu_solve(self.factor, self.pivots, share.masked_fill(self.grounded, 0.0)[..., None])[..., 0]
+        y: Tensor = torch.linalg.lu_solve(self.factor, self.pivots, share.masked_fill(self.grounded, 0.0)[..., None])[..., 0]
         return y.masked_fill(self.grounded, 0.0)
 
     def received(self, flow: Tensor | None, right: Tensor | None) -> Tensor:
@@ -226,6 +228,6 @@ class CutBasis:
         even = self.rows * scale.exp()
         even = torch.where(scale <= 0, even, even.mT)  # the row of the weaker cut says more
         factor = torch.linalg.cholesky(even)
-        y = torch.linalg.solve_triangular(factor.mT, noise.permute(1, 2, 0), upper=True)
+        y: Tensor = torch.linalg.solve_triangular(factor.mT, noise.permute(1, 2, 0), upper=True)
         y = y * (-0.5 * self.log_cut).exp()[..., None]
         return (self.below @ y.masked_fill(self.grounded[..., None], 0.0)).permute(2, 0, 1)
