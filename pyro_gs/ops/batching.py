@@ -1,10 +1,27 @@
-"""What :func:`torch.func.vmap` does with a function of whole batches: one more batch dimension, in front."""
+"""Functions of whole batches under the transformations of :mod:`torch.func`."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
+
+
+def refuse_nested_forward_mode() -> None:
+    """Raise under forward mode inside forward mode, where torch loses the outer tangents of an autograd function.
+
+    Raises:
+        NotImplementedError: names what to take instead.
+    """
+    if torch.compiler.is_compiling():
+        return
+    stack = torch._C._functorch.get_interpreter_stack() or []
+    if sum(level.key() == torch._C._functorch.TransformType.Jvp for level in stack) > 1:
+        raise NotImplementedError(
+            "torch gives wrong values for forward mode inside forward mode (jvp of jvp, jacfwd of jacfwd) of an autograd "
+            "function; take reverse mode for one of the two, as torch.func.hessian does"
+        )
 
 
 def apply_batched(function: Any, info: Any, in_dims: tuple[Any, ...], args: tuple[Any, ...]) -> tuple[Any, Any]:

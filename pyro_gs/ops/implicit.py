@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_gs.ops.batching import apply_batched
+from pyro_gs.ops.batching import apply_batched, refuse_nested_forward_mode
 from pyro_gs.ops.conjugate import accurate_solution
 from pyro_gs.ops.laplacian import grounded_nodes, solve_differences
 from pyro_gs.ops.newton import Newton, rows_exact
@@ -307,6 +307,7 @@ def scale(
     potentials that are right to ``tol`` already may be given as ``start``. Instead of a support, ``checks`` gives a
     function that makes one, with the logits and the temperature that it looks at.
     """
+    refuse_nested_forward_mode()
     prepare, logits, temperature = checks or (None, None, None)
     row_sums, column_sums = (None if sums is None else sums.to(z).expand(z.shape[:-1]) for sums in (row_sums, column_sums))
     settings = Settings(support, tol, max_iter, relative, prepare, report)

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_gs.ops.batching import apply_batched
+from pyro_gs.ops.batching import apply_batched, refuse_nested_forward_mode
 from pyro_gs.ops.logits import check_floating, check_square
 from pyro_gs.ops.matching import solve_assignment
 from pyro_gs.ops.support import Support, find_support
@@ -97,7 +97,7 @@ def matched_flows(log_p: Tensor, row_of: Tensor) -> Tensor:
 
 def cut_basis(
     log_p: Tensor,
-    weights: Tensor,
+    log_w: Tensor,
     grounded: Tensor,
     row_of: Tensor | None = None,
     forest: Forest | None = None,
@@ -110,12 +110,11 @@ def cut_basis(
 
     Args:
         log_p: (b, n, n).
-        weights: ``P^T P``.
+        log_w: logarithms of ``P^T P``; written to where they have underflowed.
         grounded: bool (b, n).
         row_of: the row matched to every column, (b, n), if it is known.
         forest: of weights that are not far from these, if one is known.
     """
-    log_w = weights.log()
     if forest is None:
         forest = spanning_forest(log_w, grounded)
     tie = log_w.gather(-1, forest[0][..., None])[..., 0].masked_fill(grounded, 0.0)
@@ -142,7 +141,7 @@ class _Plan:
         self.cuts: CutBasis | None = None
         if not bool(self.good.all()):
             bad = ~self.good
-            self.cuts = cut_basis(log_p[bad], weights[bad], grounded[bad])
+            self.cuts = cut_basis(log_p[bad], weights[bad].log_(), grounded[bad])
             self.logdet[bad] = self.cuts.logdet
 
     def gradient(self) -> Tensor:
@@ -292,6 +291,7 @@ def component_logdet(log_p: Tensor, support: Support) -> Tensor:
 
 
 def _logdet(log_p: Tensor, grounded: Tensor) -> Tensor:
+    refuse_nested_forward_mode()
     if log_p.shape[-1] == 1:
         return torch.zeros_like(log_p[..., 0, 0])
     out: Tensor = _Logdet.apply(log_p, grounded, [])
@@ -321,7 +321,7 @@ def _solve(
         out = out[:, :, None] - out[:, None, :]
     if not bool(good.all()):
         bad = ~good
-        cuts = cut_basis(log_p[bad], weights[bad], grounded[bad])
+        cuts = cut_basis(log_p[bad], weights[bad].log_(), grounded[bad])
         y = cuts.drops(cuts.received(*(None if part is None else part[bad] for part in (flow, right))))
         out[bad] = cuts.differences(y) if differences else cuts.potentials(y)
     return out
@@ -426,5 +426,6 @@ def laplacian_solve(log_p: Tensor, b: Tensor) -> Tensor:
     grounded = _Grounded.apply(log_p.detach()).expand(*batch, n)
     log_p = log_p.double().expand(*batch, n, n)
     right = b.double().expand(*batch, n).masked_fill(grounded, 0.0)
+    refuse_nested_forward_mode()
     x = LaplacianSolve.apply(log_p.exp(), log_p.detach(), grounded, right)
     return x.to(b.dtype)  # type: ignore[no-any-return]

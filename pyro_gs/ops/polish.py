@@ -120,7 +120,7 @@ def _iterate(z: Tensor, v: Tensor, grounded: Tensor, row_of: Tensor, floor: Tens
     for _ in range(steps):
         rows = row_of[active]
         if cuts is None:
-            cuts = cut_basis(log_p, tie_weights(log_p), grounded[active], rows, forest)
+            cuts = cut_basis(log_p, tie_weights(log_p).log_(), grounded[active], rows, forest)
         out, into = cuts.log_cut_sums(matched_flows(log_p, rows))
         both = (torch.logaddexp(out, into) - cuts.log_cut).exp()
         d = cuts.potentials(cuts.drops(0.5 * both * (out - into)))

@@ -111,7 +111,6 @@ class CutBasis:
         self.grounded = grounded
         self.forest = spanning_forest(log_w, grounded) if forest is None else forest
         self.parent, self.order, self.below = self.forest
-        n = log_w.shape[-1]
         self._outside = 1.0 - self.below
         tie = log_w.gather(-1, self.parent[..., None])[..., 0].masked_fill(grounded, -torch.inf)
         # The strongest tie across a cut is its tree edge; one pass in ordinary numbers serves the edges of a window.
@@ -119,25 +118,33 @@ class CutBasis:
         tie = torch.where(grounded, top, tie)
         self.weakest = tie.amin(-1)
         self._top, self._window = top, ((top - tie) / _WINDOW).floor()
-        off = torch.eye(n, dtype=torch.bool, device=log_w.device)
-        near = torch.zeros_like(self.below)  # weight from node k to the other side of cut e, at [e, k]
-        above, below = self._outside.mT, self.below.mT
-        for base, edges, here in self._windows():
-            w = (log_w - base[..., None]).clamp(max=_CAP).exp().masked_fill_(off, 0.0)
-            inside, outside = below[:, edges], above[:, edges]
-            part = torch.where(inside > 0, outside @ w, inside @ w)
-            near[:, edges] = torch.where(here[..., None], part, near[:, edges])
-        cut = (near * above).sum(-1).masked_fill(grounded, 1.0)
+        near = self._near(log_w)
+        cut = (near * self._outside.mT).sum(-1).masked_fill(grounded, 1.0)
         self.log_cut = (cut.log() + top - self._window * _WINDOW).masked_fill(grounded, 0.0)
-        near = near / cut[..., None]
-        inner = near @ self.below
-        rows = torch.where(self.below.mT > 0, inner, -inner)  # f below e, or disjoint
-        # [e, f] with f above e: below[e, f]
+        near /= cut[..., None]
+        # K with every row divided by its diagonal: [e, f] with f below e or disjoint, then with f above e.
+        rows = near @ self.below
+        rows = torch.where(self.below.mT > 0, rows, -rows)
         rows = torch.where(self.below > 0, near @ self._outside, rows)
+        del near
         rows.diagonal(0, -2, -1).fill_(1.0)
-        self.rows = rows  # K, every row divided by its diagonal
         self.factor, self.pivots = torch.linalg.lu_factor(rows)
         self.logdet = self.log_cut.sum(-1) + self.factor.diagonal(0, -2, -1).abs().log().sum(-1)
+
+    def _near(self, log_w: Tensor) -> Tensor:
+        """Weights (b, n, n) from node ``k`` to the other side of the cut ``e``, at ``[e, k]``, at the scale of the cut."""
+        near: Tensor | None = None
+        for base, edges, here in self._windows():
+            w = (log_w - base[..., None]).clamp_(max=_CAP).exp_()
+            w.diagonal(0, -2, -1).zero_()
+            inside = self.below.mT[:, edges]
+            part = torch.where(inside > 0, self._outside.mT[:, edges] @ w, inside @ w)
+            if isinstance(edges, slice):
+                return part
+            near = torch.zeros_like(self.below) if near is None else near
+            near[:, edges] = torch.where(here[..., None], part, near[:, edges])
+        assert near is not None
+        return near
 
     def _windows(self) -> Iterator[tuple[Tensor, Tensor | slice, Tensor]]:
         """For every window its scale (b, 1), the edges that some item has there, and which of them each item has."""
@@ -225,7 +232,8 @@ class CutBasis:
     def gaussian(self, noise: Tensor) -> Tensor:
         """Normal variates (k, b, n) with the Laplacian as their precision from standard ones, zero at grounded nodes."""
         scale = 0.5 * (self.log_cut[..., :, None] - self.log_cut[..., None, :])
-        even = self.rows * scale.exp()
+        permutation, lower, upper = torch.lu_unpack(self.factor, self.pivots)
+        even = permutation @ lower @ upper * scale.exp()
         even = torch.where(scale <= 0, even, even.mT)  # the row of the weaker cut says more
         factor = torch.linalg.cholesky(even)
         y: Tensor = torch.linalg.solve_triangular(factor.mT, noise.permute(1, 2, 0), upper=True)
