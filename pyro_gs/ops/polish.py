@@ -48,16 +48,22 @@ def refine(z: Tensor, u: Tensor, v: Tensor, r: Tensor, c: Tensor, grounded: Tens
     v = v + torch.where(good[:, None], d, 0.0)
     u = torch.where(good[:, None], rows_exact(z, v, r.log()), u) if bool(good.any()) else u
     g = torch.where(good[:, None], 0.0, g)  # the step is quadratic: what is left is below its square
+    del p
     if not bool(good.all()):
         rest = ~good
-        u[rest], v[rest], g[rest] = _refine_factored(*(part[rest] for part in (z, u, v, r, c, grounded)))
+        u[rest], v[rest], g[rest], good[rest] = _factored_steps(*(part[rest] for part in (z, u, v, r, c, grounded)))
+    if unit and not bool(good.all()) and bool((c == 1).all()):
+        bad = ~good
+        v[bad] = balance_cuts(z[bad], v[bad], grounded[bad])
+        u = rows_exact(z, v, r.log())
+        g[bad] = c[bad] - (z[bad] + u[bad][:, :, None] + v[bad][:, None, :]).exp().sum(-2)
     return u, v, g.abs().amax(-1)
 
 
-def _refine_factored(
+def _factored_steps(
     z: Tensor, u: Tensor, v: Tensor, r: Tensor, c: Tensor, grounded: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Potentials as in :func:`refine`, and the gap of the column sums, by factorizations."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Potentials as in :func:`refine` by factorizations, the gap of the column sums, and where that is enough (b,)."""
     for _ in range(3):
         p = (z + u[:, :, None] + v[:, None, :]).exp()
         g = c - p.sum(-2)
@@ -75,13 +81,7 @@ def _refine_factored(
         g = torch.where(step[:, None], 0.0, g)
         if not bool((step & (large > 1e-6)).any()):
             break
-    if z.shape[-1] > 1 and not bool(good.all()) and bool((r == 1).all()) and bool((c == 1).all()):
-        bad = ~good
-        v = v.clone()
-        v[bad] = balance_cuts(z[bad], v[bad], grounded[bad])
-        u = rows_exact(z, v, r.log())
-        g[bad] = c[bad] - (z[bad] + u[bad][:, :, None] + v[bad][:, None, :]).exp().sum(-2)
-    return u, v, g
+    return u, v, g, good
 
 
 def balance_cuts(z: Tensor, v: Tensor, grounded: Tensor) -> Tensor:
@@ -124,7 +124,8 @@ def _iterate(z: Tensor, v: Tensor, grounded: Tensor, row_of: Tensor, floor: Tens
         out, into = cuts.log_cut_sums(matched_flows(log_p, rows))
         both = (torch.logaddexp(out, into) - cuts.log_cut).exp()
         d = cuts.potentials(cuts.drops(0.5 * both * (out - into)))
-        d, log_p = _step(z[active], v[active], d, log_p)
+        every = len(active) == len(z)
+        d, log_p = _step(z if every else z[active], v[active], d, log_p)
         v[active] += d
         large = d.abs().amax(-1)
         go = large > floor[active]
