@@ -7,10 +7,10 @@ from pyro_gs.distributions.uniform_permutation import UniformPermutation
 from pyro_gs.infer.annealing import AnnealedSVI, ConstantSchedule, ExponentialSchedule, LinearSchedule
 from pyro_gs.infer.autoguide import AutoGumbelSinkhorn
 from pyro_gs.infer.handlers import RelaxMessenger, register_relaxation, relax
-from pyro_gs.ops.implicit import SinkhornSolution
+from pyro_gs.ops.implicit import SinkhornSolution, SinkhornWarning
 from pyro_gs.ops.laplacian import laplacian_logdet, laplacian_solve
 from pyro_gs.ops.matching import matching, to_index, to_matrix
-from pyro_gs.ops.sinkhorn import SinkhornWarning, log_sinkhorn, sinkhorn, solve_sinkhorn
+from pyro_gs.ops.sinkhorn import log_sinkhorn, sinkhorn, solve_sinkhorn
 from pyro_gs.ops.support import SupportWarning
 
 __version__ = "0.1.0"

@@ -11,6 +11,7 @@ is its own derivative and derivatives of any order are at hand.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ from torch import Tensor
 from pyro_gs.ops.batching import apply_batched, refuse_nested_forward_mode
 from pyro_gs.ops.conjugate import accurate_solution
 from pyro_gs.ops.laplacian import grounded_nodes, solve_differences
+from pyro_gs.ops.logits import warn_user
 from pyro_gs.ops.newton import Newton, rows_exact
 from pyro_gs.ops.polish import refine
 from pyro_gs.ops.support import Support
@@ -27,6 +29,13 @@ from pyro_gs.ops.support import Support
 # The implicit gradient holds at fixed points; an item whose marginals are further off than this has none.
 FIXED_POINT = 2e-6
 _NEARLY_ONE = -1e-3  # logarithm of the largest entry of every row of what is nearly a permutation
+_SMALL = 64  # rows up to which a whole matrix may be nearly one without the temperature being out of all proportion
+_NOTHING = -200.0  # logarithm of an entry whose gradient nobody can look at
+_DEPTH = 40.0  # nats below the strongest tie at which the others no longer show in a gradient
+
+
+class SinkhornWarning(UserWarning):
+    """The Sinkhorn operator did not reach its tolerance."""
 
 
 class SinkhornSolution(NamedTuple):
@@ -204,6 +213,15 @@ def _fills_row(p: Tensor, row_sums: Tensor | None) -> Tensor:
     return p > (0.5 if row_sums is None else 0.5 * row_sums[..., None])
 
 
+def _needs_small_entries(log_p: Tensor, r: Tensor) -> Tensor:
+    """Whether a small matrix (b,) is a permutation up to entries that are small, and not nothing."""
+    n = log_p.shape[-1]
+    if not 1 < n <= _SMALL:
+        return torch.zeros_like(r[:, 0], dtype=torch.bool)
+    first, second = log_p.topk(2, -1).values.unbind(-1)
+    return (first - r.log() > _NEARLY_ONE).all(-1) & (second.amax(-1) > _NOTHING)
+
+
 def _add_up(p: Tensor, r: Tensor | None, by_row: Tensor, b: Tensor) -> Tensor:
     """``a_i + b_j`` with ``a = (g_r - P b) / r``."""
     pb = (b[:, None, :] @ p.mT)[:, 0]
@@ -255,14 +273,23 @@ def _solve(
     fit = residual <= settings.tol
     if not settings.relative:
         # Where P is a permutation up to small entries these are all there is to a gradient, and have to be right.
-        fit = fit & (log_p.amax(-1) - r.log() > _NEARLY_ONE).all(-1)
+        fit = fit & _needs_small_entries(log_p, r)
+    exact = torch.ones_like(fit)
     if n > 1 and bool(fit.any()):
         pick: Tensor | slice = slice(None) if bool(fit.all()) else fit
         u, v, residual = u.clone(), v.clone(), residual.clone()
-        u[pick], v[pick], residual[pick] = refine(*(part[pick] for part in (flat, u, v, r, c, grounded)))
+        u[pick], v[pick], residual[pick], exact[pick] = refine(
+            flat[pick], u[pick], v[pick], r[pick], c[pick], grounded[pick], math.inf if settings.relative else _DEPTH
+        )
         log_p[pick] = (flat[pick] + u[pick][:, :, None]).add_(v[pick][:, None, :])
     if moved is not None:
         u, v = u + moved[0], v + moved[1]
+    if settings.relative and bool((fit & ~exact).any()):
+        warn_user(
+            f"the smallest entries of log P may be wrong for {int((fit & ~exact).sum())} of {len(fit)} matrices, because "
+            "balancing them did not end; their marginals are right. Raise the temperature",
+            SinkhornWarning,
+        )
     rows, columns = _gauge(v, support, grounded)
     found = SinkhornSolution(
         log_p.reshape(z.shape),

@@ -38,8 +38,10 @@ _REUSE = 512  # size from which an old factorization is tried as a preconditione
 _REUSE_ERROR = 0.05  # the error is below this,
 _REUSE_ITERATIONS = 8  # for so many iterations
 _SINGLE = 16  # size from which weights are multiplied out in float32
+_SHARE_OF_TOL = 0.9  # what is left is for rounding of the result to its dtype
 _LONGEST_STEP = 30.0  # of a potential in one step, so that exp() of it is harmless
 _PATIENCE = 40  # steps without progress that show the rounding of an item's own logits
+_PATIENCE_ROUNDED = 5  # and that of potentials that may be it
 # Points that are tried: on the Newton direction, and on the balanced one.
 _NEWTON, _BALANCED = (1.0, 0.5, 0.25, 1 / 16, 3.0, 8.0), (1.0, 0.5)
 _FEW_NEWTON, _FEW_BALANCED = (1.0, 0.25, 4.0), (1.0,)  # for small matrices, where points cost as much as factorizations
@@ -68,7 +70,7 @@ class Newton:
     """
 
     def __init__(self, z: Tensor, r: Tensor, c: Tensor, tol: float, max_iter: int) -> None:
-        self.z, self.r, self.c, self.tol, self.max_iter = z, r, c, tol, max_iter
+        self.z, self.r, self.c, self.tol, self.max_iter = z, r, c, _SHARE_OF_TOL * tol, max_iter
         self.unit = bool((r == 1).all())
         self.doubly = self.unit and bool((c == 1).all())
         size, n = z.shape[0], z.shape[-1]
@@ -127,7 +129,7 @@ class Newton:
                 capped = self.iterations[active] >= self.max_iter
                 rise = ~last & ((error < _LEVEL_TOL) | stuck) & ~capped
                 done = last & ((error <= self.tol) | (stuck & (error < 1e3 * self.tol)))
-                again = done & self.rounded(u, v) & ~capped
+                again = (done | (last & (stalled[active] > _PATIENCE_ROUNDED))) & self.rounded(u, v) & ~capped
                 done = (done & ~again) | capped
                 if bool(again.any()):
                     items = active[again]

@@ -9,6 +9,8 @@ rounded at the scale of one. Newton's method for the balance of the cuts of a ma
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -17,7 +19,7 @@ from pyro_gs.ops.laplacian import cut_basis, matched_flows, tie_weights, trusted
 from pyro_gs.ops.matching import solve_assignment
 from pyro_gs.ops.newton import rows_exact
 
-_SMALL_PIVOT = 1e-8  # of the dual's Hessian; below it rounding of the marginals reaches the potentials
+_SMALL_PIVOT = 1e-6  # of the dual's Hessian; below it rounding of the marginals reaches the potentials
 _DIRECT_STEPS = 15
 _MAX_STEPS = 60
 _MILD = 500.0  # largest logit over temperature at which the balance is sought from anywhere
@@ -25,11 +27,16 @@ _SAME_FOREST = 2.0  # step of a potential after which a spanning tree is still n
 _SAME_CUTS = 0.02  # and after which the cuts still weigh nearly the same
 _SPOILT = 0.3  # error of a marginal that no step near the solution makes
 _HALVINGS = 60
+_NO_WORSE = 1e-10  # error of a marginal that the result may have whatever it was before
 _EXACT = 1e-9  # last step of a potential; what is left is of the order of its square
 
 
-def refine(z: Tensor, u: Tensor, v: Tensor, r: Tensor, c: Tensor, grounded: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Potentials exact in relative terms, and the residual, from ones that fit the marginals.
+def refine(
+    z: Tensor, u: Tensor, v: Tensor, r: Tensor, c: Tensor, grounded: Tensor, depth: float = math.inf
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Potentials exact in relative terms, the residual, and where that succeeded, from ones that fit the marginals.
+
+    With other sums than one it is not tried where it takes more than Newton steps, and counts as a success.
 
     A Newton step does where the Hessian is well conditioned. Elsewhere, if all sums are one, :func:`balance_cuts` does.
 
@@ -40,6 +47,7 @@ def refine(z: Tensor, u: Tensor, v: Tensor, r: Tensor, c: Tensor, grounded: Tens
         r: row sums (b, n).
         c: column sums (b, n).
         grounded: bool (b, n).
+        depth: only ties within so many nats of the strongest between two columns have to be right.
     """
     p = (z + u[:, :, None] + v[:, None, :]).exp()
     g = c - p.sum(-2)
@@ -52,12 +60,16 @@ def refine(z: Tensor, u: Tensor, v: Tensor, r: Tensor, c: Tensor, grounded: Tens
     if not bool(good.all()):
         rest = ~good
         u[rest], v[rest], g[rest], good[rest] = _factored_steps(*(part[rest] for part in (z, u, v, r, c, grounded)))
+    exact = torch.ones_like(good)
     if unit and not bool(good.all()) and bool((c == 1).all()):
         bad = ~good
-        v[bad] = balance_cuts(z[bad], v[bad], grounded[bad])
-        u = rows_exact(z, v, r.log())
-        g[bad] = c[bad] - (z[bad] + u[bad][:, :, None] + v[bad][:, None, :]).exp().sum(-2)
-    return u, v, g.abs().amax(-1)
+        new, done = balance_cuts(z[bad], v[bad], grounded[bad], depth)
+        rows = rows_exact(z[bad], new, r[bad].log())
+        gap = c[bad] - (z[bad] + rows[:, :, None] + new[:, None, :]).exp().sum(-2)
+        fits = gap.abs().amax(-1) <= g[bad].abs().amax(-1).clamp(min=_NO_WORSE)  # False for NaN
+        exact[bad] = done & fits
+        v[bad], u[bad], g[bad] = (torch.where(fits[:, None], a, b[bad]) for a, b in ((new, v), (rows, u), (gap, g)))
+    return u, v, g.abs().amax(-1), exact
 
 
 def _factored_steps(
@@ -84,8 +96,8 @@ def _factored_steps(
     return u, v, g, good
 
 
-def balance_cuts(z: Tensor, v: Tensor, grounded: Tensor) -> Tensor:
-    """Column potentials (b, n) for which every cut of columns is balanced to a relative precision of about 1e-9.
+def balance_cuts(z: Tensor, v: Tensor, grounded: Tensor, depth: float = math.inf) -> tuple[Tensor, Tensor]:
+    """Column potentials (b, n) that balance all cuts within ``depth`` nats of the strongest to about 1e-9, and where.
 
     Sums are one. For a cut ``e`` that is tied to nothing else, the drop that balances it is half the logarithm of the ratio
     of what flows out and in (Osborne 1960 for single columns); Newton's step is the first term of its series. So the
@@ -96,7 +108,8 @@ def balance_cuts(z: Tensor, v: Tensor, grounded: Tensor) -> Tensor:
     # Below this a difference of potentials is rounding of the logits.
     size = torch.where(z > -torch.inf, z.abs(), 0.0).amax((-2, -1))
     floor = _EXACT + 64 * torch.finfo(z.dtype).eps * size
-    v, left = _iterate(z, v, grounded, row_of, floor, _DIRECT_STEPS)
+    done = torch.ones_like(v[:, 0], dtype=torch.bool)
+    v, left = _iterate(z, v, grounded, row_of, floor, _DIRECT_STEPS, depth)
     if len(left):  # far off, where what balances one cut unbalances others: from higher temperatures down
         z, now, ground, rows, floor = z[left], v[left], grounded[left], row_of[left], floor[left]
         levels = int((float(size[left].max()) / _MILD).__ceil__()).bit_length()
@@ -106,12 +119,15 @@ def balance_cuts(z: Tensor, v: Tensor, grounded: Tensor) -> Tensor:
             log_p = _normalised(cold, now)
             now = now - torch.logsumexp(log_p, -2)
             limit = floor if level == 0 else torch.full_like(floor, 0.5)
-            now, _ = _iterate(cold, now, ground, rows, limit, _MAX_STEPS)
+            now, unfinished = _iterate(cold, now, ground, rows, limit, _MAX_STEPS, depth)
         v[left] = now
-    return v
+        done[left[unfinished]] = False
+    return v, done
 
 
-def _iterate(z: Tensor, v: Tensor, grounded: Tensor, row_of: Tensor, floor: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+def _iterate(
+    z: Tensor, v: Tensor, grounded: Tensor, row_of: Tensor, floor: Tensor, steps: int, depth: float
+) -> tuple[Tensor, Tensor]:
     """Potentials after at most so many steps, and the items (k,) whose last step was above its floor."""
     v = v.clone()
     active = torch.arange(z.shape[0], device=z.device)
@@ -123,16 +139,18 @@ def _iterate(z: Tensor, v: Tensor, grounded: Tensor, row_of: Tensor, floor: Tens
             cuts = cut_basis(log_p, tie_weights(log_p).log_(), grounded[active], rows, forest)
         out, into = cuts.log_cut_sums(matched_flows(log_p, rows))
         both = (torch.logaddexp(out, into) - cuts.log_cut).exp()
-        d = cuts.potentials(cuts.drops(0.5 * both * (out - into)))
+        y = cuts.drops(0.5 * both * (out - into))
+        d = cuts.potentials(y)
         every = len(active) == len(z)
         d, log_p = _step(z if every else z[active], v[active], d, log_p)
         v[active] += d
-        large = d.abs().amax(-1)
+        weight = cuts.log_cut.masked_fill(cuts.grounded, -torch.inf)
+        large = torch.where(weight > weight.amax(-1, keepdim=True) - depth, y.abs(), 0.0).amax(-1)
         go = large > floor[active]
         active = active[go]
         if not len(active):
             break
-        near = float(large.max())
+        near = float(y.abs().max())
         parent, order, below = cuts.forest
         forest = None if near > _SAME_FOREST else (parent[go], order[go], below[go])
         if not bool(go.all()):

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from pyro_gs.ops.batching import apply_batched
-from pyro_gs.ops.implicit import SinkhornSolution, scale
+from pyro_gs.ops.implicit import SinkhornSolution, SinkhornWarning, scale
 from pyro_gs.ops.logits import (
     broadcast_batch,
     check_floating,
@@ -34,10 +34,6 @@ from pyro_gs.ops.logits import (
 from pyro_gs.ops.support import Support, component_sums, find_support
 
 _DEFAULT_TOL = {torch.float64: 1e-10, torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 1e-2}
-
-
-class SinkhornWarning(UserWarning):
-    """The Sinkhorn operator did not reach its tolerance."""
 
 
 def may_forbid(logits: Tensor) -> bool:
