@@ -125,7 +125,7 @@ class Newton:
                 better = error < 0.5 * best[active]
                 stalled[active] = torch.where(better, 0, stalled[active] + every)
                 best[active] = torch.minimum(best[active], error)
-                stuck = stalled[active] > _PATIENCE
+                stuck = stalled[active] > (_PATIENCE if self.doubly else 3 * _PATIENCE)
                 capped = self.iterations[active] >= self.max_iter
                 rise = ~last & ((error < _LEVEL_TOL) | stuck) & ~capped
                 done = last & ((error <= self.tol) | (stuck & (error < 1e3 * self.tol)))

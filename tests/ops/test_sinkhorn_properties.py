@@ -18,19 +18,18 @@ TOL = 1e-10
 
 
 @st.composite
-def problems(draw, forbidden=True, largest=8):
+def problems(draw, forbidden=True, wild=True, largest=8):
     """Logits (n, n) with ties, huge and tiny entries, perhaps forbidden ones, and a temperature."""
     n = draw(st.integers(1, largest))
-    entry = st.one_of(
-        st.floats(-5, 5), st.integers(-3, 3).map(float), st.floats(-1e4, 1e4), st.sampled_from([0.0, -0.0, 1e-12])
-    )
+    tame = [st.floats(-5, 5), st.integers(-3, 3).map(float), st.sampled_from([0.0, -0.0, 1e-12])]
+    entry = st.one_of(*tame, st.floats(-1e4, 1e4)) if wild else st.one_of(*tame)
     x = torch.tensor(draw(st.lists(entry, min_size=n * n, max_size=n * n))).reshape(n, n)
     if forbidden and draw(st.booleans()):
         mask = torch.tensor(draw(st.lists(st.booleans(), min_size=n * n, max_size=n * n))).reshape(n, n)
         order = torch.tensor(draw(st.permutations(range(n))))
         mask[torch.arange(n), order] = True  # one permutation is allowed
         x = torch.where(mask, x, -math.inf)
-    return x, draw(st.sampled_from([100.0, 3.0, 1.0, 0.3, 0.1, 0.01, 0.001]))
+    return x, draw(st.sampled_from([100.0, 3.0, 1.0, 0.3, 0.1] + [0.01, 0.001] * wild))
 
 
 vectors = st.lists(st.floats(-100, 100), min_size=8, max_size=8).map(torch.tensor)
@@ -121,7 +120,7 @@ def test_temperature_scales_the_logits(problem, factor):
 
 
 @examples
-@given(problems(), st.lists(st.floats(0.1, 10.0), min_size=8, max_size=8).map(torch.tensor))
+@given(problems(wild=False), st.lists(st.floats(0.1, 10.0), min_size=8, max_size=8).map(torch.tensor))
 def test_general_marginals_are_met(problem, weights):
     x, tau = problem
     n = len(x)
