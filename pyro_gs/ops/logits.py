@@ -38,7 +38,18 @@ def check_square(value: Tensor, name: str) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor of shape (..., n, n), but got {type(value).__name__}")
     if value.dim() < 2 or value.shape[-1] != value.shape[-2] or value.shape[-1] == 0:
-        raise ValueError(f"{name} must be square in its last two dimensions, but has shape {tuple(value.shape)}")
+        hint = _padding_hint(value, name)
+        raise ValueError(f"{name} must be square in its last two dimensions, but has shape {tuple(value.shape)}{hint}")
+
+
+def _padding_hint(value: Tensor, name: str) -> str:
+    """What makes a rectangular problem square: rows (or columns) that take what is left over."""
+    if value.dim() < 2 or 0 in value.shape[-2:]:
+        return ""
+    n, m = value.shape[-2:]
+    pad = f"(0, 0, 0, {m - n})" if m > n else f"(0, {n - m})"
+    what = "columns" if m > n else "rows"
+    return f"; to leave {abs(m - n)} of the {what} free, use torch.nn.functional.pad({name}, {pad})"
 
 
 def check_floating(value: Tensor, name: str, *, half: bool = True) -> None:

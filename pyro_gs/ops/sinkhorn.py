@@ -119,8 +119,9 @@ def solve_sinkhorn(
     Finds potentials with ``log P = logits + u[:, None] + v[None, :]``. Entries of ``-inf`` stay forbidden; allowed
     entries that lie on no permutation are forbidden too, with a :class:`SupportWarning`.
 
-    Differentiation: ``log_p`` carries the implicit gradient of the solution (one linear solve, nothing is unrolled,
-    twice differentiable); ``u`` and ``v`` carry none.
+    Differentiation: ``log_p`` carries the implicit derivatives of :func:`log_sinkhorn`; ``u`` and ``v`` carry none.
+    With sums of one the logarithms are as exact as there; with others they are where no group of columns is tied to the
+    rest by less than 1e-6.
 
     Args:
         logits: shape (..., n, n), without NaN and +inf.
@@ -257,13 +258,27 @@ def log_sinkhorn(
 ) -> Tensor:
     r"""Logarithm of the Sinkhorn operator, ``log S(logits / temperature)``.
 
-    ``S`` scales ``exp(logits / temperature)`` to row and column sums of one (Mena et al. 2018, equation 1). Exact in
-    relative terms: entries far below the marginal error, and below what ``exp`` can hold, have right logarithms.
-    ``S`` does not change under ``logits + r[:, None] + c[None, :]``.
+    ``S`` scales ``exp(logits / temperature)`` to row and column sums of one (Mena et al. 2018, equation 1). It does not
+    change under ``logits + r[:, None] + c[None, :]``. Exact in relative terms: entries far below the marginal error, and
+    below what ``exp`` can hold, have logarithms right to about 1e-7 and to rounding of ``logits / temperature``.
 
-    Differentiation: implicit, one linear solve, twice differentiable; exactly zero at forbidden entries. Where the ties
-    between groups of columns underflow (products of entries below 1e-280), what a gradient of the logarithm sends through
-    them is cut to zero: finite, but not exact. With ``num_iters`` the sweeps are unrolled.
+    **Promise.** For n up to 2,000, temperatures from 100 down to 0.001 and logits up to 1e4 in size, with ties, forbidden
+    entries, components or noise: no marginal is off by more than 1e-10 in float64 or 2e-6 in float32; the result is that
+    scaling of ``exp(logits / temperature)``, of logits within rounding of those given, and not merely some doubly
+    stochastic matrix; no NaN; and if not, a :class:`SinkhornWarning` says so (``tests/ops/test_sinkhorn_promise.py``,
+    ``benchmarks/promise.py``).
+
+    **Differentiation.** Implicit, one linear solve whatever the number of iterations, any number of times, by reverse and
+    forward mode (``torch.func.jvp``, but not forward mode inside forward mode, which torch gets wrong for custom functions)
+    and under ``torch.func.vmap``; ``torch.compile`` leaves the solver as it is. The gradient is exactly zero at forbidden
+    entries. Where the ties between groups of columns underflow (products of entries below 1e-280), what a gradient of the
+    logarithm sends through them is cut to zero: finite, but not exact. If the solver was cut short by ``max_iter`` at a
+    marginal error above 2e-6, the backward pass of such an item raises ``RuntimeError``. With ``num_iters`` the sweeps
+    are unrolled and the gradient is theirs.
+
+    **Rectangular problems.** For n rows and m > n columns, of which m - n stay free, add m - n rows of zeros, which take
+    the free columns: ``torch.nn.functional.pad(logits, (0, 0, 0, m - n))``, and read the first n rows of the result. By
+    invariance to shifts of rows any constant does. Their rows sum to one and their columns to at most one.
 
     Args:
         logits: log-potentials (not probabilities), shape (..., n, n), larger is better; ``-inf`` forbids a pair.
@@ -280,10 +295,18 @@ def log_sinkhorn(
     Raises:
         TypeError: not a floating tensor.
         ValueError: bad logits or temperature, or a mask that allows no permutation.
+        RuntimeError: in the backward pass, no solution to differentiate at.
+        NotImplementedError: forward mode inside forward mode.
 
     Warns:
         SinkhornWarning: the cap was met before the tolerance.
         SupportWarning: allowed entries lie on no permutation; they come out as ``-inf``.
+
+    Example:
+        >>> import torch
+        >>> X = torch.tensor([[0.0, 1.0, 3.0], [0.0, 2.0, 2.0]])  # two rows, three columns: one stays free
+        >>> log_sinkhorn(torch.nn.functional.pad(X, (0, 0, 0, 1))).exp()[:2].sum(-1)
+        tensor([1., 1.])
     """
     return _operator(logits, temperature, tol, max_iter, num_iters, relative=True)
 
@@ -298,7 +321,9 @@ def sinkhorn(
 ) -> Tensor:
     """The Sinkhorn operator ``S(logits / temperature)``: a doubly stochastic matrix.
 
-    See :func:`log_sinkhorn` for arguments, gradient, errors and warnings. Entries are right to ``tol``.
+    See :func:`log_sinkhorn` for arguments, gradient, errors, warnings and what is promised. Entries are right to ``tol``;
+    where the matrix is a permutation up to small entries these are right in relative terms, for n up to 64, so that the
+    gradient is right to six digits of its largest entry.
 
     Returns:
         Tensor of the shape, dtype and device of ``logits``; exactly zero where forbidden.

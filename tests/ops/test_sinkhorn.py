@@ -1,3 +1,4 @@
+import itertools
 import warnings
 
 import mpmath
@@ -304,6 +305,27 @@ def test_bad_sums():
         solve_sinkhorn(x, column_sums=torch.tensor([1.0, 0.0, 2.0]))
     with pytest.raises(ValueError, match="same total in every component"):
         solve_sinkhorn(x, row_sums=torch.tensor([1.0, 1.0, 2.0]))
+
+
+def test_rectangular_problems_are_refused_with_what_makes_them_square():
+    x = torch.randn(2, 3, 5)
+    with pytest.raises(
+        ValueError, match=r"to leave 2 of the columns free, use torch.nn.functional.pad\(logits, \(0, 0, 0, 2\)\)"
+    ):
+        sinkhorn(x)
+    with pytest.raises(ValueError, match=r"2 of the rows free, use torch.nn.functional.pad\(logits, \(0, 2\)\)"):
+        matching(x.mT)
+    P = sinkhorn(torch.nn.functional.pad(x, (0, 0, 0, 2)))
+    assert torch.allclose(P[:, :3].sum(-1), torch.ones(2, 3), atol=1e-5)
+    assert (P[:, :3].sum(-2) <= 1 + 1e-5).all()
+    assert torch.allclose(P[:, 3], P[:, 4], atol=1e-6)
+    other = sinkhorn(torch.nn.functional.pad(x, (0, 0, 0, 2), value=-7.0))
+    assert torch.allclose(P, other, atol=1e-5)
+    index = matching(torch.nn.functional.pad(x, (0, 0, 0, 2)))[:, :3].argmax(-1)
+    best = max(
+        itertools.permutations(range(5), 3), key=lambda columns: sum(float(x[0, i, j]) for i, j in enumerate(columns))
+    )
+    assert tuple(index[0].tolist()) == best
 
 
 @pytest.mark.cuda
