@@ -5,8 +5,8 @@ For ``log P = Z + u + v`` with fixed row and column sums let ``A G`` be the matr
 
     d log P = dZ - A (P * dZ),        d<G, log P> / dZ = G - P * (A G),
 
-and ``A`` is symmetric with ``d(A G) = A (dG - P * (A G) * d log P)``, so :class:`MarginalPotentials`, which is ``A``,
-is its own derivative and derivatives of any order are at hand.
+and ``A`` is symmetric with ``d(A G) = A (dG - P * (A G) * d log P)``. So :class:`MarginalPotentials`, which is ``A``,
+and :class:`Carried`, which is ``P * A``, are their own derivatives, and those of any order are at hand.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from torch import Tensor
 
 from pyro_gs.ops.batching import apply_batched, refuse_nested_forward_mode
 from pyro_gs.ops.conjugate import accurate_solution
-from pyro_gs.ops.laplacian import grounded_nodes, solve_differences
+from pyro_gs.ops.laplacian import OVERFLOW, grounded_nodes, solve_differences
 from pyro_gs.ops.logits import warn_user
+from pyro_gs.ops.matching import solve_assignment
 from pyro_gs.ops.newton import Newton, rows_exact
 from pyro_gs.ops.polish import refine
 from pyro_gs.ops.support import Support
@@ -122,11 +123,10 @@ class Solve(torch.autograd.Function):
         """``G - P * (A G)``."""
         log_p, grounded, refused, row_sums = ctx.saved_tensors
         grad = torch.where(log_p == -torch.inf, 0.0, grad)
-        fit = MarginalPotentials.apply(log_p, grounded, refused, row_sums, grad)
-        p = log_p.exp()
+        carried = Carried.apply(log_p, grounded, refused, row_sums, grad)
         # Rows sum to zero; an entry that fills its row is what the others leave, where the difference would be rounding.
-        full = _fills_row(p, row_sums)
-        out = torch.where(full, 0.0, grad - p * fit)
+        full = _fills_row(log_p.exp(), row_sums)
+        out = torch.where(full, 0.0, grad - carried)
         return (torch.where(full, -out.sum(-1, keepdim=True), out), None, None, None, None, None, None)
 
     @staticmethod
@@ -154,29 +154,7 @@ class MarginalPotentials(torch.autograd.Function):
     @staticmethod
     def forward(log_p: Tensor, grounded: Tensor, refused: Tensor, row_sums: Tensor | None, g: Tensor) -> Tensor:
         """Solve for potentials as differences: near a permutation ``a_i`` and ``-b_j`` are huge and nearly agree."""
-        lost = refused & (g != 0).any(-1).any(-1)
-        if bool(lost.any()):
-            raise RuntimeError(
-                f"no gradient: Sinkhorn stopped before its tolerance for {int(lost.sum())} of {lost.numel()} matrices, and "
-                "the implicit gradient holds at a solution only; raise max_iter, or ask for num_iters to differentiate "
-                "through sweeps"
-            )
-        n = log_p.shape[-1]
-        flat, g, ground = log_p.reshape(-1, n, n), g.reshape(-1, n, n), grounded.reshape(-1, n)
-        r = None if row_sums is None else row_sums.reshape(-1, n)
-        p = flat.exp()
-        by_row = g.sum(-1) if r is None else g.sum(-1) / r
-        # (diag(c) - P' diag(1/r) P) b = g_c - P' diag(1/r) g_r
-        b, good = accurate_solution(p, r, g.sum(-2) - (by_row[:, None, :] @ p)[:, 0])
-        if bool(good.all()):
-            out = _add_up(p, r, by_row, b)
-        elif not bool(good.any()):
-            out = _fit(flat, p, ground, r, g)
-        else:
-            bad = ~good
-            out = _add_up(p, r, by_row, b)
-            out[bad] = _fit(flat[bad], p[bad], ground[bad], None if r is None else r[bad], g[bad])
-        return out.reshape(log_p.shape)
+        return _fit(log_p, grounded, refused, row_sums, g)[0]
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -208,6 +186,108 @@ class MarginalPotentials(torch.autograd.Function):
         return apply_batched(MarginalPotentials, info, in_dims, args)
 
 
+class Carried(torch.autograd.Function):
+    """``B G = P * (A G)``, (..., n, n), also where ``A G`` is beyond floating point.
+
+    Its adjoint is ``A (P * H)``, and ``d(B G) = C * d log P + B (dG - C * d log P)`` with ``C = B G``.
+    """
+
+    @staticmethod
+    def forward(log_p: Tensor, grounded: Tensor, refused: Tensor, row_sums: Tensor | None, g: Tensor) -> Tensor:
+        """Solve."""
+        fit, unit = _fit(log_p, grounded, refused, row_sums, g, scaled=True)
+        if unit is None:
+            return log_p.exp() * fit
+        return _carry(log_p, g, fit, unit)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        """Keep inputs and output."""
+        log_p, grounded, refused, row_sums, _ = inputs
+        kept = (log_p, grounded, refused, row_sums, output)
+        ctx.save_for_backward(*kept)
+        ctx.save_for_forward(*kept)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """The adjoint."""
+        log_p, grounded, refused, row_sums, carried = ctx.saved_tensors
+        back = MarginalPotentials.apply(log_p, grounded, refused, row_sums, log_p.exp() * grad)
+        return carried * (grad - back), None, None, None, back
+
+    @staticmethod
+    def jvp(ctx: Any, log_t: Tensor | None, _1: Any, _2: Any, _3: Any, g_t: Tensor | None) -> Tensor:
+        """``C * d log P + B (dG - C * d log P)``."""
+        log_p, grounded, refused, row_sums, carried = ctx.saved_tensors
+        moved = torch.zeros_like(carried) if log_t is None else torch.where(log_p == -torch.inf, 0.0, carried * log_t)
+        change = -moved if g_t is None else g_t - moved
+        return moved + Carried.apply(log_p, grounded, refused, row_sums, change)  # type: ignore[no-any-return]
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
+        """One more batch dimension."""
+        return apply_batched(Carried, info, in_dims, args)
+
+
+def _fit(
+    log_p: Tensor, grounded: Tensor, refused: Tensor, row_sums: Tensor | None, g: Tensor, *, scaled: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """``A G``; or, with ``scaled`` where potentials may overflow, their differences and the logarithms of their units."""
+    lost = refused & (g != 0).any(-1).any(-1)
+    if bool(lost.any()):
+        raise RuntimeError(
+            f"no gradient: Sinkhorn stopped before its tolerance for {int(lost.sum())} of {lost.numel()} matrices, and "
+            "the implicit gradient holds at a solution only; raise max_iter, or ask for num_iters to differentiate "
+            "through sweeps"
+        )
+    shape, n = log_p.shape, log_p.shape[-1]
+    log_p, g, ground = log_p.reshape(-1, n, n), g.reshape(-1, n, n), grounded.reshape(-1, n)
+    r = None if row_sums is None else row_sums.reshape(-1, n)
+    p = log_p.exp()
+    by_row = g.sum(-1) if r is None else g.sum(-1) / r
+    # (diag(c) - P' diag(1/r) P) b = g_c - P' diag(1/r) g_r
+    b, good = accurate_solution(p, r, g.sum(-2) - (by_row[:, None, :] @ p)[:, 0])
+    if bool(good.any()):
+        out = _add_up(p, r, by_row, b)
+        if bool(good.all()):
+            return out.reshape(shape), None
+    bad: Tensor | slice = ~good if bool(good.any()) else slice(None)
+    log_q, q, weighted = log_p[bad], p[bad], g[bad]
+    if r is not None:
+        half = 0.5 * r[bad].log()[:, :, None]
+        log_q, weighted = log_q - half, weighted * (-half).exp()
+        q = log_q.exp()
+    cross = q.mT @ weighted
+    apart, unit = solve_differences(q, log_q, ground[bad], cross.mT - cross)
+    if unit is not None and scaled and r is None:
+        if bool(good.any()):
+            value, units = b[:, :, None] - b[:, None, :], torch.zeros_like(out)
+            value[bad], units[bad] = apart, unit
+            return value.reshape(shape), units.reshape(shape)
+        return apart.reshape(shape), unit.reshape(shape)
+    if unit is not None:
+        apart = apart * unit.clamp(max=OVERFLOW).exp()
+    fit = g[bad].sum(-1, keepdim=True) - p[bad] @ apart
+    fit = fit if r is None else fit / r[bad][:, :, None]
+    if not bool(good.any()):
+        return fit.reshape(shape), None
+    out[bad] = fit
+    return out.reshape(shape), None
+
+
+def _carry(log_p: Tensor, g: Tensor, apart: Tensor, unit: Tensor) -> Tensor:
+    """``P_ij (g_i - sum_k P_ik (x_k - x_j))``, ``g_i`` the sum of row ``i``, from differences ``x_k - x_j`` with units."""
+    p = log_p.exp()
+    over = unit > OVERFLOW
+    out = p * (g.sum(-1, keepdim=True) - p @ torch.where(over, 0.0, apart * unit.clamp(max=OVERFLOW).exp()))
+    # Beyond a cut that weak, all columns that a row has its mass in are equally far from j.
+    column = solve_assignment(log_p)[..., None].expand_as(log_p)
+    total = torch.logsumexp(log_p, -1, keepdim=True)
+    far = -apart.gather(-2, column) * (log_p + total + unit.gather(-2, column)).exp()
+    far = torch.where(over.gather(-2, column), far, 0.0)
+    return out + far - (log_p - total).exp() * far.sum(-1, keepdim=True)
+
+
 def _fills_row(p: Tensor, row_sums: Tensor | None) -> Tensor:
     """Where an entry is more than half of its row, (..., n, n)."""
     return p > (0.5 if row_sums is None else 0.5 * row_sums[..., None])
@@ -226,22 +306,6 @@ def _add_up(p: Tensor, r: Tensor | None, by_row: Tensor, b: Tensor) -> Tensor:
     """``a_i + b_j`` with ``a = (g_r - P b) / r``."""
     pb = (b[:, None, :] @ p.mT)[:, 0]
     return (by_row - (pb if r is None else pb / r))[:, :, None] + b[:, None, :]
-
-
-def _fit(log_p: Tensor, p: Tensor, grounded: Tensor, r: Tensor | None, g: Tensor) -> Tensor:
-    """``a_i + b_j`` by differences of ``b``: near a permutation ``a_i`` and ``-b_j`` are huge and nearly agree."""
-    if r is None:
-        apart = solve_differences(p, log_p, grounded, _flow(p.mT @ g))
-        return g.sum(-1, keepdim=True) - p @ apart
-    half = 0.5 * r.log()[:, :, None]
-    scaled = log_p - half
-    q = scaled.exp()
-    apart = solve_differences(q, scaled, grounded, _flow(q.mT @ (g * (-half).exp())))
-    return (g.sum(-1, keepdim=True) - p @ apart) / r[:, :, None]
-
-
-def _flow(cross: Tensor) -> Tensor:
-    return cross.mT - cross
 
 
 def _solve(

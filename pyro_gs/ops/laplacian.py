@@ -32,7 +32,7 @@ _TRUSTED_PIVOT = 1e-5
 _TINY = 1e-280
 _LOWEST = math.log(_TINY)
 _DEEP = _LOWEST / 2
-_OVERFLOW = 600.0  # logarithm of a resistance
+OVERFLOW = 600.0  # logarithm of what is kept in a unit of its own
 
 
 def assemble(weights: Tensor, grounded: Tensor, damping: Tensor | None = None) -> Tensor:
@@ -152,8 +152,8 @@ class _Plan:
             return p * (p @ resistance)
         bad = ~self.good
         log_r = self.cuts.log_resistances()
-        over = log_r > _OVERFLOW
-        resistance[bad] = torch.where(over, 0.0, log_r.clamp(max=_OVERFLOW).exp())
+        over = log_r > OVERFLOW
+        resistance[bad] = torch.where(over, 0.0, log_r.clamp(max=OVERFLOW).exp())
         out = p * (p @ resistance)
         if bool(over.any()):
             # Beyond a cut that weak, all columns that a row has its mass in are equally far from j.
@@ -298,41 +298,48 @@ def _logdet(log_p: Tensor, grounded: Tensor) -> Tensor:
     return out
 
 
-def _solve(
-    p: Tensor, log_p: Tensor, grounded: Tensor, flow: Tensor | None, right: Tensor | None, *, differences: bool
-) -> Tensor:
-    """Solutions (b, n) of ``L x = right + sum_k F_jk``, or all differences ``x_k - x_j`` of them, (b, n, n).
+def _solve(p: Tensor, log_p: Tensor, grounded: Tensor, right: Tensor) -> Tensor:
+    """Solutions (b, n) of ``L x = right``.
 
     Args:
         p: (b, n, n), the ties are ``P^T P``.
         log_p: its logarithm, -inf where forbidden; used where ties underflow.
         grounded: bool (b, n).
-        flow: antisymmetric flows (b, n, n).
         right: (b, n).
-        differences: which of the two.
     """
     weights = p.mT @ p
     factor, good = trusted_cholesky(weights, grounded)
-    total = 0.0 if flow is None else flow.sum(-1)
-    total = total if right is None else total + right
-    assert isinstance(total, Tensor)
-    out = torch.cholesky_solve(total.masked_fill(grounded, 0.0)[..., None], factor)[..., 0]
-    if differences:
-        out = out[:, :, None] - out[:, None, :]
+    out: Tensor = torch.cholesky_solve(right.masked_fill(grounded, 0.0)[..., None], factor)[..., 0]
     if not bool(good.all()):
         bad = ~good
         cuts = cut_basis(log_p[bad], weights[bad].log_(), grounded[bad])
-        y = cuts.drops(cuts.received(*(None if part is None else part[bad] for part in (flow, right))))
-        out[bad] = cuts.differences(y) if differences else cuts.potentials(y)
+        out[bad] = cuts.potentials(cuts.drops(cuts.received(None, right[bad])))
     return out
 
 
-def solve_differences(p: Tensor, log_p: Tensor, grounded: Tensor, flow: Tensor) -> Tensor:
+def solve_differences(p: Tensor, log_p: Tensor, grounded: Tensor, flow: Tensor) -> tuple[Tensor, Tensor | None]:
     """Differences ``x_k - x_j`` (b, n, n) of the solution of ``L x = sum_k F_jk``, meaningful within components.
 
     Near a permutation the potentials may be huge and nearly alike inside a cluster; their differences are computed as such.
+
+    Returns:
+        The differences, and None; or, if some may be beyond floating point, their values in units of their own, and the
+        logarithms of these.
     """
-    return _solve(p, log_p, grounded, flow, None, differences=True)
+    weights = p.mT @ p
+    factor, good = trusted_cholesky(weights, grounded)
+    x = torch.cholesky_solve(flow.sum(-1).masked_fill(grounded, 0.0)[..., None], factor)[..., 0]
+    out = x[:, :, None] - x[:, None, :]
+    if bool(good.all()):
+        return out, None
+    bad = ~good
+    cuts = cut_basis(log_p[bad], weights[bad].log_(), grounded[bad])
+    if float(cuts.log_cut.min()) > -OVERFLOW:
+        out[bad] = cuts.differences(cuts.drops(cuts.received(flow[bad], None)))
+        return out, None
+    unit = torch.zeros_like(out)
+    out[bad], unit[bad] = cuts.scaled_differences(flow[bad])
+    return out, unit
 
 
 class LaplacianSolve(torch.autograd.Function):
@@ -342,8 +349,8 @@ class LaplacianSolve(torch.autograd.Function):
     def forward(p: Tensor, log_p: Tensor, grounded: Tensor, right: Tensor) -> Tensor:
         """Solve; ``log_p`` is used where ties underflow, and has no gradient."""
         n = p.shape[-1]
-        flat = (p.reshape(-1, n, n), log_p.reshape(-1, n, n), grounded.reshape(-1, n))
-        return _solve(*flat, None, right.reshape(-1, n), differences=False).reshape(right.shape)
+        flat = (p.reshape(-1, n, n), log_p.reshape(-1, n, n), grounded.reshape(-1, n), right.reshape(-1, n))
+        return _solve(*flat).reshape(right.shape)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

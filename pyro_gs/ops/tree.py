@@ -20,7 +20,7 @@ Rows are computed at the scale of their own cut, so weights may have logarithms 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -204,30 +204,51 @@ class CutBasis:
         from ``k`` to ``p``, ``R_jk = R_jp + G_kk - 2 (t_j - t_p)' G e_k`` for ``G`` the inverse of ``K``. Every number is
         kept in units of the weakest cut on its path. Minus infinity on the diagonal and beside grounded nodes' components.
         """
-        size, n = self.grounded.shape
+        n = self.grounded.shape[-1]
         eye = torch.eye(n, dtype=self.below.dtype, device=self.below.device).expand_as(self.below)
         share = torch.linalg.lu_solve(self.factor, self.pivots, eye)  # G with every column times its cut
         share = share.masked_fill(self.grounded[..., :, None] | self.grounded[..., None, :], 0.0)
         lift = self.below.gather(-2, self.parent[..., None].expand_as(self.below)).mT  # [e, k]: parent of k in S_e
         cross = self.below @ (share * (1.0 - lift)) - self._outside @ (share * lift)
         gain = share.diagonal(0, -2, -1)[..., None, :] - 2.0 * cross  # [j, k]
-        item = torch.arange(size, device=self.parent.device)
+        value, unit = self._grow(lambda item, node: gain[item, :, node], sign=1.0)
+        return torch.where(value > 0, value.log() - unit, -torch.inf)
+
+    def scaled_differences(self, flow: Tensor) -> tuple[Tensor, Tensor]:
+        """``x_k - x_j`` at ``[k, j]`` of what flows (b, n, n) raise, as a value and the logarithm of its unit.
+
+        The unit is one over the weakest cut between the two, since potentials may be beyond floating point. What crosses
+        an edge is found first, by ``K D^-1 z = h`` with ``D`` the diagonal of ``K``; it is of the order of the flows.
+        """
+        h = ((flow @ self._outside) * self.below).sum(-2).masked_fill(self.grounded, 0.0)
+        z = torch.linalg.lu_solve(self.factor, self.pivots, h[..., None], adjoint=True)[..., 0]
+        value, unit = self._grow(lambda item, node: z[item, node][:, None], sign=-1.0)
+        return value, -unit
+
+    def _grow(self, gain: Callable[[Tensor, Tensor], Tensor], sign: float) -> tuple[Tensor, Tensor]:
+        """Sums along the paths between nodes, node by node: of ``gain / cut``, in units of one over the weakest cut.
+
+        ``[k, j]`` is ``[parent of k, j]`` plus ``gain(k)`` over the cut of ``k``, and ``[j, k]`` is ``sign`` times that.
+        Returns the values and the logarithms of the weakest cuts, infinite where there is no path.
+        """
+        item = torch.arange(len(self.parent), device=self.parent.device)
         value = torch.zeros_like(self.below)
-        unit = torch.full_like(self.below, torch.inf)  # log of the weakest cut
+        unit = torch.full_like(self.below, torch.inf)
         done = torch.zeros_like(self.grounded)
-        for place in range(n):
+        for place in range(self.below.shape[-1]):
             node = self.order[:, place]
             up, root = self.parent[item, node], self.grounded[item, node][:, None]
             own = self.log_cut[item, node][:, None]
-            old, at = value[item, up], unit[item, up]
+            at = unit[item, up]
             low = torch.minimum(at, own)
-            row = old * (low - at).exp() + gain[item, :, node] * (low - own).exp()
-            known = done & ~root
+            row = value[item, up] * (low - at).exp() + gain(item, node) * (low - own).exp()
+            near = (at < torch.inf) | (torch.arange(len(row[0]), device=row.device) == up[:, None])
+            known = done & ~root & near
             row, low = torch.where(known, row, 0.0), torch.where(known, low, torch.inf)
             value[item, node], unit[item, node] = row, low
-            value[item, :, node], unit[item, :, node] = row, low
+            value[item, :, node], unit[item, :, node] = sign * row, low
             done[item, node] = True
-        return torch.where(value > 0, value.log() - unit, -torch.inf)
+        return value, unit
 
     def gaussian(self, noise: Tensor) -> Tensor:
         """Normal variates (k, b, n) with the Laplacian as their precision from standard ones, zero at grounded nodes."""
