@@ -1,12 +1,14 @@
 r"""The converged operator as a differentiable function: implicit derivatives of every order, in both modes, under vmap.
 
 For ``log P = Z + u + v`` with fixed row and column sums let ``A G`` be the matrix ``a_i + b_j`` for which
-``P * (A G)`` has the row and column sums of ``G``: one solve with the Laplacian of :mod:`pyro_gs.ops.laplacian`. Then
+``P * (A G)`` has the row and column sums of ``G``: one solve with the Laplacian of :mod:`pyro_gs.ops.laplacian`. With
+``E T = A (P * T)`` and ``B G = P * (A G)``, which are each other's adjoints and neither of which leaves the scale of its
+argument,
 
-    d log P = dZ - A (P * dZ),        d<G, log P> / dZ = G - P * (A G),
+    d log P = dZ - E dZ,        d<G, log P> / dZ = G - B G,
+    d(E T) = E (dT + (T - E T) * d log P),        d(B G) = C * d log P + B (dG - C * d log P),    C = B G,
 
-and ``A`` is symmetric with ``d(A G) = A (dG - P * (A G) * d log P)``. So :class:`MarginalPotentials`, which is ``A``,
-and :class:`Carried`, which is ``P * A``, are their own derivatives, and those of any order are at hand.
+so :class:`Fitted`, which is ``E``, and :class:`Carried`, which is ``B``, are closed under derivatives of any order.
 """
 
 from __future__ import annotations
@@ -136,7 +138,7 @@ class Solve(torch.autograd.Function):
         forbidden = log_p == -torch.inf
         tangent = torch.where(forbidden, 0.0, tangent)
         p = log_p.exp()
-        fit = MarginalPotentials.apply(log_p, grounded, refused, row_sums, p * tangent)
+        fit = Fitted.apply(log_p, grounded, refused, row_sums, tangent)
         full = _fills_row(p, row_sums)
         out = torch.where(forbidden | full, 0.0, tangent - fit)
         rest = -(p * out).sum(-1, keepdim=True) / p.amax(-1, keepdim=True)
@@ -148,48 +150,49 @@ class Solve(torch.autograd.Function):
         return apply_batched(Solve, info, in_dims, args)
 
 
-class MarginalPotentials(torch.autograd.Function):
-    """``A G``: the matrix ``a_i + b_j`` for which ``P * (A G)`` has the row and column sums of ``G``, (..., n, n)."""
+class Fitted(torch.autograd.Function):
+    """``E T = A (P * T)``, (..., n, n): the matrix ``a_i + b_j`` nearest to ``T`` in the mean weighted by ``P``.
+
+    Its adjoint is ``B``, and ``d(E T) = E (dT + (T - E T) * d log P)``.
+    """
 
     @staticmethod
-    def forward(log_p: Tensor, grounded: Tensor, refused: Tensor, row_sums: Tensor | None, g: Tensor) -> Tensor:
-        """Solve for potentials as differences: near a permutation ``a_i`` and ``-b_j`` are huge and nearly agree."""
-        return _fit(log_p, grounded, refused, row_sums, g)[0]
+    def forward(log_p: Tensor, grounded: Tensor, refused: Tensor, row_sums: Tensor | None, t: Tensor) -> Tensor:
+        """Solve."""
+        return _fit(log_p, grounded, refused, row_sums, log_p.exp() * t, tangent=t)[0]
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         """Keep inputs and output."""
-        log_p, grounded, refused, row_sums, _ = inputs
-        kept = (log_p, grounded, refused, row_sums, output)
-        ctx.save_for_backward(*kept)
-        ctx.save_for_forward(*kept)
+        ctx.save_for_backward(*inputs, output)
+        ctx.save_for_forward(*inputs, output)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """``A`` is symmetric."""
-        log_p, grounded, refused, row_sums, fit = ctx.saved_tensors
-        back = MarginalPotentials.apply(log_p, grounded, refused, row_sums, grad)
-        p = log_p.exp()
-        return -torch.where(p > 0, p * fit * back, 0.0), None, None, None, back
+        """The adjoint."""
+        log_p, grounded, refused, row_sums, t, fit = ctx.saved_tensors
+        back = Carried.apply(log_p, grounded, refused, row_sums, torch.where(log_p == -torch.inf, 0.0, grad))
+        return back * (t - fit), None, None, None, back
 
     @staticmethod
-    def jvp(ctx: Any, log_t: Tensor, _1: Any, _2: Any, _3: Any, g_t: Tensor) -> Tensor:
-        """``A (dG - P * (A G) * d log P)``."""
-        log_p, grounded, refused, row_sums, fit = ctx.saved_tensors
-        p = log_p.exp()
-        change = g_t if log_t is None else -torch.where(p > 0, p * fit * log_t, 0.0) + (0.0 if g_t is None else g_t)
-        return MarginalPotentials.apply(log_p, grounded, refused, row_sums, change)  # type: ignore[no-any-return]
+    def jvp(ctx: Any, log_t: Tensor | None, _1: Any, _2: Any, _3: Any, t_t: Tensor | None) -> Tensor:
+        """``E (dT + (T - E T) * d log P)``."""
+        log_p, grounded, refused, row_sums, t, fit = ctx.saved_tensors
+        change = torch.zeros_like(t) if t_t is None else t_t
+        if log_t is not None:
+            change = change + torch.where(log_p == -torch.inf, 0.0, (t - fit) * log_t)
+        return Fitted.apply(log_p, grounded, refused, row_sums, change)  # type: ignore[no-any-return]
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
         """One more batch dimension."""
-        return apply_batched(MarginalPotentials, info, in_dims, args)
+        return apply_batched(Fitted, info, in_dims, args)
 
 
 class Carried(torch.autograd.Function):
     """``B G = P * (A G)``, (..., n, n), also where ``A G`` is beyond floating point.
 
-    Its adjoint is ``A (P * H)``, and ``d(B G) = C * d log P + B (dG - C * d log P)`` with ``C = B G``.
+    Its adjoint is ``E``, and ``d(B G) = C * d log P + B (dG - C * d log P)`` with ``C = B G``.
     """
 
     @staticmethod
@@ -212,7 +215,8 @@ class Carried(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """The adjoint."""
         log_p, grounded, refused, row_sums, carried = ctx.saved_tensors
-        back = MarginalPotentials.apply(log_p, grounded, refused, row_sums, log_p.exp() * grad)
+        grad = torch.where(log_p == -torch.inf, 0.0, grad)
+        back = Fitted.apply(log_p, grounded, refused, row_sums, grad)
         return carried * (grad - back), None, None, None, back
 
     @staticmethod
@@ -230,9 +234,19 @@ class Carried(torch.autograd.Function):
 
 
 def _fit(
-    log_p: Tensor, grounded: Tensor, refused: Tensor, row_sums: Tensor | None, g: Tensor, *, scaled: bool = False
+    log_p: Tensor,
+    grounded: Tensor,
+    refused: Tensor,
+    row_sums: Tensor | None,
+    g: Tensor,
+    *,
+    scaled: bool = False,
+    tangent: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """``A G``; or, with ``scaled`` where potentials may overflow, their differences and the logarithms of their units."""
+    """``A G``; or, with ``scaled`` where potentials may overflow, their differences and the logarithms of their units.
+
+    ``tangent`` is ``T`` where ``G = P * T``, for what of it underflows.
+    """
     lost = refused & (g != 0).any(-1).any(-1)
     if bool(lost.any()):
         raise RuntimeError(
@@ -258,7 +272,8 @@ def _fit(
         log_q, weighted = log_q - half, weighted * (-half).exp()
         q = log_q.exp()
     cross = q.mT @ weighted
-    apart, unit = solve_differences(q, log_q, ground[bad], cross.mT - cross)
+    t = None if tangent is None or r is not None else tangent.reshape(-1, n, n)[bad]
+    apart, unit = solve_differences(q, log_q, ground[bad], cross.mT - cross, t)
     if unit is not None and scaled and r is None:
         if bool(good.any()):
             value, units = b[:, :, None] - b[:, None, :], torch.zeros_like(out)

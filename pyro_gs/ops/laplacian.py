@@ -317,10 +317,19 @@ def _solve(p: Tensor, log_p: Tensor, grounded: Tensor, right: Tensor) -> Tensor:
     return out
 
 
-def solve_differences(p: Tensor, log_p: Tensor, grounded: Tensor, flow: Tensor) -> tuple[Tensor, Tensor | None]:
+def solve_differences(
+    p: Tensor, log_p: Tensor, grounded: Tensor, flow: Tensor, tangent: Tensor | None = None
+) -> tuple[Tensor, Tensor | None]:
     """Differences ``x_k - x_j`` (b, n, n) of the solution of ``L x = sum_k F_jk``, meaningful within components.
 
     Near a permutation the potentials may be huge and nearly alike inside a cluster; their differences are computed as such.
+
+    Args:
+        p: (b, n, n), the ties are ``P^T P``.
+        log_p: its logarithm, -inf where forbidden.
+        grounded: bool (b, n).
+        flow: antisymmetric flows (b, n, n).
+        tangent: if the flow is that of ``P * tangent`` and row sums are one; then flows below floating point count too.
 
     Returns:
         The differences, and None; or, if some may be beyond floating point, their values in units of their own, and the
@@ -334,7 +343,16 @@ def solve_differences(p: Tensor, log_p: Tensor, grounded: Tensor, flow: Tensor) 
         return out, None
     bad = ~good
     cuts = cut_basis(log_p[bad], weights[bad].log_(), grounded[bad])
-    if float(cuts.log_cut.min()) > -OVERFLOW:
+    shallow = float(cuts.log_cut.min()) > -OVERFLOW
+    if tangent is not None and not shallow:
+        log_p, t = log_p[bad], tangent[bad]
+        rows = solve_assignment(log_p).argsort(-1)
+        value = matched_flows((p[bad] * t).sum(-1, keepdim=True) - t, rows)
+        deep = cuts.received_scaled(matched_flows(log_p, rows), value)
+        share = torch.where(cuts.log_cut < -OVERFLOW, deep, cuts.received(flow[bad], None))
+        out[bad] = cuts.differences(cuts.drops(share))
+        return out, None
+    if shallow:
         out[bad] = cuts.differences(cuts.drops(cuts.received(flow[bad], None)))
         return out, None
     unit = torch.zeros_like(out)

@@ -271,10 +271,9 @@ def log_sinkhorn(
     **Differentiation.** Implicit, one linear solve whatever the number of iterations, any number of times, by reverse and
     forward mode (``torch.func.jvp``, but not forward mode inside forward mode, which torch gets wrong for custom functions)
     and under ``torch.func.vmap``; ``torch.compile`` leaves the solver as it is. The gradient is exactly zero at forbidden
-    entries. Where the ties between groups of columns underflow (products of entries below 1e-280), what a gradient of the
-    logarithm sends through them is cut to zero: finite, but not exact. If the solver was cut short by ``max_iter`` at a
-    marginal error above 2e-6, the backward pass of such an item raises ``RuntimeError``. With ``num_iters`` the sweeps
-    are unrolled and the gradient is theirs.
+    entries, and exact in relative terms like the entries, also where they underflow. If the solver was cut short by
+    ``max_iter`` at a marginal error above 2e-6, the backward pass of such an item raises ``RuntimeError``. With
+    ``num_iters`` the sweeps are unrolled and the gradient is theirs.
 
     **Rectangular problems.** For n rows and m > n columns, of which m - n stay free, add m - n rows of zeros, which take
     the free columns: ``torch.nn.functional.pad(logits, (0, 0, 0, m - n))``, and read the first n rows of the result. By

@@ -188,6 +188,16 @@ class CutBasis:
             total = total + (right[:, None, :] @ self.below)[:, 0]
         return total * (-self.log_cut).exp().clamp(max=1e290)
 
+    def received_scaled(self, log_f: Tensor, value: Tensor) -> Tensor:
+        """As :meth:`received` for flows ``value * exp(log_f)`` from ``j`` to ``k``, (b, n, n) each, of any smallness."""
+        share = torch.zeros_like(self.log_cut)
+        for base, edges, here in self._windows():
+            f = (log_f - base[..., None]).clamp(max=_CAP).exp() * value
+            total = (((f - f.mT) @ self._outside[..., edges]) * self.below[..., edges]).sum(-2)
+            total = total * (base - self.log_cut[:, edges]).clamp(max=_WINDOW).exp()
+            share[:, edges] = torch.where(here, total, share[:, edges])
+        return share
+
     def potentials(self, y: Tensor) -> Tensor:
         """Potentials (b, n) of drops, zero at the grounded nodes."""
         return (self.below @ y[..., None])[..., 0]

@@ -166,6 +166,39 @@ def test_gradients_keep_six_digits_at_a_low_temperature(n):
         assert torch.allclose(got, want[1], rtol=1e-6, atol=1e-6 * float(want[1].abs().max()))
 
 
+@pytest.mark.parametrize("tau", [0.01, 0.001, 0.0005])
+def test_derivatives_of_entries_below_floating_point(tau):
+    # n = 2 has the closed form log P_01 = log sigmoid(-d), d half of x00 + x11 - x01 - x10 over tau: linear down there.
+    x = torch.tensor([[2.0, 0.5], [0.3, 1.7]])
+    want = torch.tensor([[-0.5, 0.5], [0.5, -0.5]]) / tau
+
+    def f(z):
+        return log_sinkhorn(z, temperature=tau)[0, 1]
+
+    for mode in (jacrev, jacfwd):
+        assert torch.allclose(mode(f)(x), want, rtol=1e-9)
+    assert float(hessian(f)(x).abs().max()) < 1e-6 / tau**2
+
+
+def test_derivatives_at_a_very_low_temperature_match_differences():
+    tau, h = 0.002, 1e-4 * 0.002
+    for seed in range(5):
+        torch.manual_seed(seed)
+        n = 7
+        x, weight, t = torch.randn(n, n), torch.randn(n, n), torch.randn(n, n)
+
+        def f(z, w=weight):
+            return (log_sinkhorn(z, temperature=tau) * w).sum()
+
+        numeric = float(f(x + h * t) - f(x - h * t)) / (2 * h)
+        assert float((grad(f)(x) * t).sum()) == pytest.approx(numeric, rel=1e-5)
+        assert float(jvp(f, (x,), (t,))[1]) == pytest.approx(numeric, rel=1e-5)
+        assert float(log_sinkhorn(x, temperature=tau).min()) < -800
+        logdet = lambda z: laplacian_logdet(log_sinkhorn(z, temperature=tau))  # noqa: E731
+        numeric = float(logdet(x + h * t) - logdet(x - h * t)) / (2 * h)
+        assert float((grad(logdet)(x) * t).sum()) == pytest.approx(numeric, rel=1e-5)
+
+
 def test_no_gradient_where_the_solver_was_cut_short():
     x = 30 * torch.randn(2, 20, 20)
     x[0] = 0.0
