@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import threshold
 
-from pyro_gs.ops.conjugate import SMALLEST, conjugate_gradients
+from pyro_gs.ops.conjugate import SMALLEST, conjugate_gradients, look_every
 from pyro_gs.ops.laplacian import assemble
 from pyro_gs.ops.sparse import SMALLEST as SMALLEST_SPARSE
 from pyro_gs.ops.sparse import sparse_solution
@@ -116,7 +116,7 @@ class Newton:
         self.sweep(active)
         best = torch.full_like(self.residual, torch.inf)
         stalled = torch.zeros_like(self.iterations)
-        every = 1 if self.z.device.type == "cpu" else _CHECK_EVERY
+        every = look_every(self.z.device, _CHECK_EVERY)
         number = 0
         while len(active):
             p, u, error, g = self.matrix(active)

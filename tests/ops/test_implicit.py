@@ -225,6 +225,21 @@ def test_warnings_point_at_the_caller():
     assert caught[0].filename == __file__
 
 
+def test_rare_looks_at_a_device_change_nothing(monkeypatch):
+    # On CUDA the host looks every few steps; items that are done meanwhile go on without harm.
+    x = torch.stack([scale * torch.randn(250, 250) for scale in (0.1, 1.0, 5.0)])
+    x[2, :100, 100:] = x[2, 100:, :100] = -torch.inf
+    want, counts = sinkhorn(x, temperature=0.3), solve_sinkhorn(x).iterations
+    for module in ("newton", "conjugate"):
+        monkeypatch.setattr(f"pyro_gs.ops.{module}.look_every", lambda device, count: count)
+    assert torch.allclose(sinkhorn(x, temperature=0.3), want, atol=1e-9)
+    found = solve_sinkhorn(x)
+    assert found.converged.all()
+    assert (found.iterations <= counts + 12).all()  # a look late by up to three steps, at every temperature level
+    with pytest.warns(SinkhornWarning):
+        assert (solve_sinkhorn(100 * x, max_iter=3).iterations <= 3).all()
+
+
 @pytest.mark.parametrize("n", [200, 300])
 def test_large_matrices_solved_by_iterations_have_the_same_gradient(n, monkeypatch):
     # Conjugate gradients take over from 192 rows; the factorizations must agree with them, masked or not.
