@@ -100,15 +100,17 @@ def conjugate_gradients(
     return Solution(x, done & x.isfinite().all(-1).all(-1), lowest, diagonal.amin((-2, -1)))
 
 
-def accurate_solution(p: Tensor, r: Tensor | None, right: Tensor) -> tuple[Tensor, Tensor]:
+def accurate_solution(p: Tensor, r: Tensor | None, right: Tensor, grounded: Tensor) -> tuple[Tensor, Tensor]:
     """Solve ``L x = right`` where few products with ``P`` do that to ten digits or more.
 
-    A probe is solved along, so that no weak tie is missed because ``right`` has nothing to do with it.
+    A probe with something of everything is solved along, so that no weak tie is missed because ``right`` has nothing to do
+    with it. Matrices of several components are left to others.
 
     Args:
         p: (b, n, n).
         r: its row sums (b, n), None for ones.
         right: (b, n).
+        grounded: bool (b, n), one node of every component.
 
     Returns:
         Solutions (b, n), and where they are accurate, bool (b,): nowhere for matrices that are better factored at once.
@@ -117,14 +119,14 @@ def accurate_solution(p: Tensor, r: Tensor | None, right: Tensor) -> tuple[Tenso
     if n < SMALLEST:
         return right, torch.zeros(size, dtype=torch.bool, device=right.device)
     diagonal = p.sum(-2) - torch.linalg.vecdot(p, p if r is None else p / r[..., None], dim=-2)
-    if not bool((diagonal.amin(-1) > _LOWEST_DIAGONAL).any()):
+    whole = (grounded.sum(-1) == 1) & (diagonal.amin(-1) > _LOWEST_DIAGONAL)
+    if not bool(whole.any()):
         return right, torch.zeros(size, dtype=torch.bool, device=right.device)
-    probe = torch.cos(torch.arange(n, dtype=p.dtype, device=p.device).square()).expand(size, 1, n)
-    y = probe @ p.mT
-    probe = p.sum(-2)[:, None, :] * probe - (y if r is None else y / r[:, None, :]) @ p
+    probe = torch.cos(torch.arange(n, dtype=p.dtype, device=p.device).square())
+    probe = (probe - probe.mean()).expand(size, 1, n)
     tol = torch.full_like(right[:, 0], _EXACT)
     found = conjugate_gradients(p, r, torch.cat([right[:, None, :], probe], -2), tol, _EXACT_ITERATIONS, ritz=True)
-    return found.x[:, 0], found.converged & (found.lowest > _LOWEST_RITZ) & (found.diagonal > _LOWEST_DIAGONAL)
+    return found.x[:, 0], whole & found.converged & (found.lowest > _LOWEST_RITZ) & (found.diagonal > _LOWEST_DIAGONAL)
 
 
 def _ritz(alpha: Tensor, beta: Tensor) -> Tensor:

@@ -31,6 +31,8 @@ from pyro_gs.ops.support import Support
 
 # The implicit gradient holds at fixed points; an item whose marginals are further off than this has none.
 FIXED_POINT = 2e-6
+_RELATIVE_TOL = 1e-8  # error of a marginal from which small entries are balanced
+_CARRIED_GAP = 1e-9  # of a column sum, over the largest entry
 _NEARLY_ONE = -1e-3  # logarithm of the largest entry of every row of what is nearly a permutation
 _SMALL = 64  # rows up to which a whole matrix may be nearly one without the temperature being out of all proportion
 _NOTHING = -200.0  # logarithm of an entry whose gradient nobody can look at
@@ -109,7 +111,7 @@ class Solve(torch.autograd.Function):
         found, grounded = _solve(z, support, row_sums, column_sums, start, settings)
         if settings.report is not None:
             settings.report(found, temperature)
-        return (*found, grounded, ~found.converged & (found.residual > FIXED_POINT))
+        return (*found, grounded, found.residual > FIXED_POINT)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -198,10 +200,14 @@ class Carried(torch.autograd.Function):
     @staticmethod
     def forward(log_p: Tensor, grounded: Tensor, refused: Tensor, row_sums: Tensor | None, g: Tensor) -> Tensor:
         """Solve."""
-        fit, unit = _fit(log_p, grounded, refused, row_sums, g, scaled=True)
-        if unit is None:
-            return log_p.exp() * fit
-        return _carry(log_p, g, fit, unit)
+        out = _carried(log_p, grounded, refused, row_sums, g)
+        # A loss of digits that the factorization did not show shows here.
+        gap = (out.sum(-2) - g.sum(-2)).abs().amax(-1)
+        wrong = ~(gap <= _CARRIED_GAP * g.abs().amax((-2, -1)))
+        if bool(wrong.any()):
+            sums = None if row_sums is None else row_sums[wrong]
+            out[wrong] = _carried(log_p[wrong], grounded[wrong], refused[wrong], sums, g[wrong], direct=True)
+        return out
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -242,10 +248,12 @@ def _fit(
     *,
     scaled: bool = False,
     tangent: Tensor | None = None,
+    direct: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """``A G``; or, with ``scaled`` where potentials may overflow, their differences and the logarithms of their units.
 
-    ``tangent`` is ``T`` where ``G = P * T``, for what of it underflows.
+    ``tangent`` is ``T`` where ``G = P * T``, for what of it underflows. With ``scaled`` a result may be wrong that shows it
+    in its column sums; with ``direct`` it is not.
     """
     lost = refused & (g != 0).any(-1).any(-1)
     if bool(lost.any()):
@@ -260,7 +268,8 @@ def _fit(
     p = log_p.exp()
     by_row = g.sum(-1) if r is None else g.sum(-1) / r
     # (diag(c) - P' diag(1/r) P) b = g_c - P' diag(1/r) g_r
-    b, good = accurate_solution(p, r, g.sum(-2) - (by_row[:, None, :] @ p)[:, 0])
+    right = g.sum(-2) - (by_row[:, None, :] @ p)[:, 0]
+    b, good = (right, torch.zeros_like(ground[:, 0])) if direct else accurate_solution(p, r, right, ground)
     if bool(good.any()):
         out = _add_up(p, r, by_row, b)
         if bool(good.all()):
@@ -273,7 +282,8 @@ def _fit(
         q = log_q.exp()
     cross = q.mT @ weighted
     t = None if tangent is None or r is not None else tangent.reshape(-1, n, n)[bad]
-    apart, unit = solve_differences(q, log_q, ground[bad], cross.mT - cross, t)
+    strict = direct or not scaled
+    apart, unit = solve_differences(q, log_q, ground[bad], cross.mT - cross, t, strict=strict)
     if unit is not None and scaled and r is None:
         if bool(good.any()):
             value, units = b[:, :, None] - b[:, None, :], torch.zeros_like(out)
@@ -290,6 +300,14 @@ def _fit(
     return out.reshape(shape), None
 
 
+def _carried(
+    log_p: Tensor, grounded: Tensor, refused: Tensor, row_sums: Tensor | None, g: Tensor, *, direct: bool = False
+) -> Tensor:
+    """``P * (A G)``."""
+    fit, unit = _fit(log_p, grounded, refused, row_sums, g, scaled=True, direct=direct)
+    return log_p.exp() * fit if unit is None else _carry(log_p, g, fit, unit)
+
+
 def _carry(log_p: Tensor, g: Tensor, apart: Tensor, unit: Tensor) -> Tensor:
     """``P_ij (g_i - sum_k P_ik (x_k - x_j))``, ``g_i`` the sum of row ``i``, from differences ``x_k - x_j`` with units."""
     p = log_p.exp()
@@ -304,8 +322,8 @@ def _carry(log_p: Tensor, g: Tensor, apart: Tensor, unit: Tensor) -> Tensor:
 
 
 def _fills_row(p: Tensor, row_sums: Tensor | None) -> Tensor:
-    """Where an entry is more than half of its row, (..., n, n)."""
-    return p > (0.5 if row_sums is None else 0.5 * row_sums[..., None])
+    """Where an entry is most of its row, (..., n, n); at most one is, ties and their rounding included."""
+    return p > (0.75 if row_sums is None else 0.75 * row_sums[..., None])
 
 
 def _needs_small_entries(log_p: Tensor, r: Tensor) -> Tensor:
@@ -341,7 +359,8 @@ def _solve(
     iterations = torch.zeros(len(flat), dtype=torch.long, device=z.device)
     moved = None
     if start is None:
-        newton = Newton(flat, r, c, settings.tol, settings.max_iter)
+        tol = min(settings.tol, _RELATIVE_TOL if settings.relative else FIXED_POINT)
+        newton = Newton(flat, r, c, tol, settings.max_iter)
         newton.run()
         flat, u, v, residual, iterations = newton.z, newton.u, newton.v, newton.residual, newton.iterations
         moved = newton.moved

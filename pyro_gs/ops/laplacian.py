@@ -21,13 +21,14 @@ import torch
 from torch import Tensor
 
 from pyro_gs.ops.batching import apply_batched, refuse_nested_forward_mode
-from pyro_gs.ops.logits import check_floating, check_square
+from pyro_gs.ops.logits import check_floating, check_logits, check_square
 from pyro_gs.ops.matching import solve_assignment
 from pyro_gs.ops.support import Support, find_support
 from pyro_gs.ops.tree import CutBasis, Forest, spanning_forest
 
 # A pivot above this share of its diagonal has lost at most five of sixteen digits to subtraction.
 _TRUSTED_PIVOT = 1e-5
+_STRICT_PIVOT = 1e-8  # and this share of the largest diagonal, seven digits of it
 # A pivot below this cannot be told from an underflow.
 _TINY = 1e-280
 _LOWEST = math.log(_TINY)
@@ -52,15 +53,19 @@ def assemble(weights: Tensor, grounded: Tensor, damping: Tensor | None = None) -
     return lap
 
 
-def trusted_cholesky(weights: Tensor, grounded: Tensor) -> tuple[Tensor, Tensor]:
+def trusted_cholesky(weights: Tensor, grounded: Tensor, *, strict: bool = True) -> tuple[Tensor, Tensor]:
     """Cholesky factors (b, n, n) of grounded Laplacians, and which of them (b,) are accurate.
 
-    An inaccurate factor is replaced by the identity.
+    An inaccurate factor is replaced by the identity. Losses may add up along chains of ties that pass one by one; with
+    ``strict`` no pivot may be small beside the largest diagonal either, without it the caller checks what comes out.
     """
     lap = assemble(weights, grounded)
     factor, info = torch.linalg.cholesky_ex(lap)
     pivots = factor.diagonal(0, -2, -1).square()
     good = (info == 0) & ((pivots > _TRUSTED_PIVOT * lap.diagonal(0, -2, -1)) & (pivots > _TINY)).all(-1)
+    if strict:
+        largest = lap.diagonal(0, -2, -1).masked_fill(grounded, 0.0).amax(-1, keepdim=True)
+        good = good & (pivots > _STRICT_PIVOT * largest).all(-1)
     if not bool(good.all()):
         eye = torch.eye(lap.shape[-1], dtype=lap.dtype, device=lap.device)
         factor = torch.where(good[:, None, None], factor, eye)
@@ -259,6 +264,7 @@ class _Grounded(torch.autograd.Function):
     @staticmethod
     def forward(log_p: Tensor) -> Tensor:
         """Look at the entries that are not ``-inf``."""
+        check_logits(log_p, "log_p", half=False)
         return grounded_nodes(find_support(log_p > -torch.inf, "log_p", prune=False), log_p)
 
     @staticmethod
@@ -318,7 +324,7 @@ def _solve(p: Tensor, log_p: Tensor, grounded: Tensor, right: Tensor) -> Tensor:
 
 
 def solve_differences(
-    p: Tensor, log_p: Tensor, grounded: Tensor, flow: Tensor, tangent: Tensor | None = None
+    p: Tensor, log_p: Tensor, grounded: Tensor, flow: Tensor, tangent: Tensor | None = None, *, strict: bool = True
 ) -> tuple[Tensor, Tensor | None]:
     """Differences ``x_k - x_j`` (b, n, n) of the solution of ``L x = sum_k F_jk``, meaningful within components.
 
@@ -329,6 +335,7 @@ def solve_differences(
         log_p: its logarithm, -inf where forbidden.
         grounded: bool (b, n).
         flow: antisymmetric flows (b, n, n).
+        strict: as for :func:`trusted_cholesky`.
         tangent: if the flow is that of ``P * tangent`` and row sums are one; then flows below floating point count too.
 
     Returns:
@@ -336,7 +343,7 @@ def solve_differences(
         logarithms of these.
     """
     weights = p.mT @ p
-    factor, good = trusted_cholesky(weights, grounded)
+    factor, good = trusted_cholesky(weights, grounded, strict=strict)
     x = torch.cholesky_solve(flow.sum(-1).masked_fill(grounded, 0.0)[..., None], factor)[..., 0]
     out = x[:, :, None] - x[:, None, :]
     if bool(good.all()):
@@ -443,11 +450,18 @@ def laplacian_solve(log_p: Tensor, b: Tensor) -> Tensor:
     """
     check_square(log_p, "log_p")
     check_floating(log_p, "log_p", half=False)
+    if not isinstance(b, Tensor):
+        raise TypeError(f"b must be a torch.Tensor of shape (..., {log_p.shape[-1]}), but is {type(b).__name__}")
     check_floating(b, "b", half=False)
     if b.shape[-1:] != log_p.shape[-1:]:
         raise ValueError(f"b must have shape (..., {log_p.shape[-1]}) to fit log_p, but has shape {tuple(b.shape)}")
     n = log_p.shape[-1]
-    batch = torch.broadcast_shapes(log_p.shape[:-2], b.shape[:-1])
+    try:
+        batch = torch.broadcast_shapes(log_p.shape[:-2], b.shape[:-1])
+    except RuntimeError:
+        raise ValueError(
+            f"b of shape {tuple(b.shape)} does not broadcast with {tuple(log_p.shape[:-2])}, the batch of log_p"
+        ) from None
     grounded = _Grounded.apply(log_p.detach()).expand(*batch, n)
     log_p = log_p.double().expand(*batch, n, n)
     right = b.double().expand(*batch, n).masked_fill(grounded, 0.0)

@@ -52,7 +52,7 @@ def refine(
     p = (z + u[:, :, None] + v[:, None, :]).exp()
     g = c - p.sum(-2)
     unit = bool((r == 1).all())
-    d, good = accurate_solution(p, None if unit else r, g)
+    d, good = accurate_solution(p, None if unit else r, g, grounded)
     v = v + torch.where(good[:, None], d, 0.0)
     u = torch.where(good[:, None], rows_exact(z, v, r.log()), u) if bool(good.any()) else u
     g = torch.where(good[:, None], 0.0, g)  # the step is quadratic: what is left is below its square

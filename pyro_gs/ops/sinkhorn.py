@@ -60,7 +60,7 @@ def scaled_logits(logits: Tensor, temperature: float | Tensor, noise: Tensor | N
         z = z.masked_fill(forbidden, 0.0)
     if noise is not None:
         z = z + noise
-    z = z / (temperature.double()[..., None, None] if isinstance(temperature, Tensor) else temperature)
+    z = z / (temperature.double()[..., None, None] if isinstance(temperature, Tensor) else float(temperature))
     return z if forbidden is None else z.masked_fill(forbidden, -torch.inf)
 
 
@@ -192,7 +192,7 @@ def _check_problem(
     check_logits(logits)
     if temperature is not None:
         check_temperature(temperature)
-        _check_overflow(z)
+    _check_overflow(z, logits)
     support = find_support(logits > -torch.inf)
     for name, sums in (("row_sums", rows), ("column_sums", columns)):
         if sums is not None:
@@ -202,10 +202,10 @@ def _check_problem(
     return support
 
 
-def _check_overflow(z: Tensor) -> None:
+def _check_overflow(z: Tensor, logits: Tensor) -> None:
     """Raise if logits / temperature is beyond what a float64 sum can hold."""
     detached = z.detach()
-    if z.numel() and not bool(torch.where(detached > -torch.inf, detached, 0.0).abs().amax() < 1e150):
+    if z.numel() and not bool(torch.where(logits > -torch.inf, detached, 0.0).abs().amax() < 1e150):
         raise ValueError(
             "logits / temperature overflows: expected magnitudes below 1e150; rescale logits or raise temperature"
         )
@@ -283,7 +283,8 @@ def log_sinkhorn(
         logits: log-potentials (not probabilities), shape (..., n, n), larger is better; ``-inf`` forbids a pair.
         temperature: positive; a number or a tensor that broadcasts to the batch shape.
         tol: largest error of a marginal, by default 1e-10 in float64 and 2e-6 in float32 (half precision is computed
-            in float64 inside and cast back).
+            in float64 inside and cast back). Larger ones than 2e-6 save nothing: the solver goes on to there, where the
+            gradient is that of what is returned.
         max_iter: cap on Newton steps, by default 500.
         num_iters: instead of converging, take exactly this many sweeps (a row and a column normalisation each), the
             paper's truncated operator; its rows do not sum to one.

@@ -128,8 +128,20 @@ class CutBasis:
         rows = torch.where(self.below > 0, near @ self._outside, rows)
         del near
         rows.diagonal(0, -2, -1).fill_(1.0)
-        self.factor, self.pivots = torch.linalg.lu_factor(rows)
+        # Weakest cut first: exchanges of rows, which partial pivoting makes, must not put a weak cut above a strong one.
+        self._rank = self.log_cut.masked_fill(grounded, -torch.inf).argsort(-1)
+        self.factor, self.pivots = torch.linalg.lu_factor(self._ranked(self._ranked(rows).mT).mT)
         self.logdet = self.log_cut.sum(-1) + self.factor.diagonal(0, -2, -1).abs().log().sum(-1)
+
+    def _ranked(self, x: Tensor, *, back: bool = False) -> Tensor:
+        """Rows of (b, n, k) in the order of the factorization, or back from it."""
+        index = self._rank[..., None].expand_as(x)
+        return torch.zeros_like(x).scatter(-2, index, x) if back else x.gather(-2, index)
+
+    def _lu_solve(self, right: Tensor, *, adjoint: bool = False) -> Tensor:
+        """Solutions (b, n, k) for ``K`` with its rows, or for ``adjoint`` its columns, divided by the diagonal."""
+        x = torch.linalg.lu_solve(self.factor, self.pivots, self._ranked(right), adjoint=adjoint)
+        return self._ranked(x, back=True)
 
     def _near(self, log_w: Tensor) -> Tensor:
         """Weights (b, n, n) from node ``k`` to the other side of the cut ``e``, at ``[e, k]``, at the scale of the cut."""
@@ -176,7 +188,7 @@ class CutBasis:
 
     def drops(self, share: Tensor) -> Tensor:
         """Drops ``y`` (b, n) across the edges from what every cut receives, as a share of its weight."""
-        y: Tensor = torch.linalg.lu_solve(self.factor, self.pivots, share.masked_fill(self.grounded, 0.0)[..., None])[..., 0]
+        y = self._lu_solve(share.masked_fill(self.grounded, 0.0)[..., None])[..., 0]
         return y.masked_fill(self.grounded, 0.0)
 
     def received(self, flow: Tensor | None, right: Tensor | None) -> Tensor:
@@ -216,7 +228,7 @@ class CutBasis:
         """
         n = self.grounded.shape[-1]
         eye = torch.eye(n, dtype=self.below.dtype, device=self.below.device).expand_as(self.below)
-        share = torch.linalg.lu_solve(self.factor, self.pivots, eye)  # G with every column times its cut
+        share = self._lu_solve(eye)  # G with every column times its cut
         share = share.masked_fill(self.grounded[..., :, None] | self.grounded[..., None, :], 0.0)
         lift = self.below.gather(-2, self.parent[..., None].expand_as(self.below)).mT  # [e, k]: parent of k in S_e
         cross = self.below @ (share * (1.0 - lift)) - self._outside @ (share * lift)
@@ -231,7 +243,7 @@ class CutBasis:
         an edge is found first, by ``K D^-1 z = h`` with ``D`` the diagonal of ``K``; it is of the order of the flows.
         """
         h = ((flow @ self._outside) * self.below).sum(-2).masked_fill(self.grounded, 0.0)
-        z = torch.linalg.lu_solve(self.factor, self.pivots, h[..., None], adjoint=True)[..., 0]
+        z = self._lu_solve(h[..., None], adjoint=True)[..., 0]
         value, unit = self._grow(lambda item, node: z[item, node][:, None], sign=-1.0)
         return value, -unit
 
@@ -264,7 +276,8 @@ class CutBasis:
         """Normal variates (k, b, n) with the Laplacian as their precision from standard ones, zero at grounded nodes."""
         scale = 0.5 * (self.log_cut[..., :, None] - self.log_cut[..., None, :])
         permutation, lower, upper = torch.lu_unpack(self.factor, self.pivots)
-        even = permutation @ lower @ upper * scale.exp()
+        rows = self._ranked(self._ranked(permutation @ lower @ upper, back=True).mT, back=True).mT
+        even = rows * scale.exp()
         even = torch.where(scale <= 0, even, even.mT)  # the row of the weaker cut says more
         factor = torch.linalg.cholesky(even)
         y: Tensor = torch.linalg.solve_triangular(factor.mT, noise.permute(1, 2, 0), upper=True)

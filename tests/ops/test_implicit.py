@@ -260,3 +260,71 @@ def test_large_matrices_solved_by_iterations_have_the_same_gradient(n, monkeypat
             values.append(p.detach())
         assert torch.allclose(*values, rtol=1e-9, atol=1e-13)
         assert torch.allclose(*grads, rtol=1e-7, atol=1e-11)
+
+
+def transposed_gap(x, tau, weight):
+    """Largest difference of the gradients of ``<weight, log S>`` at a matrix and at its transpose, relative."""
+    first = grad(lambda z: (log_sinkhorn(z, temperature=tau) * weight).sum())(x)
+    second = grad(lambda z: (log_sinkhorn(z, temperature=tau) * weight.mT).sum())(x.mT.contiguous()).mT
+    return float((first - second).abs().max() / first.abs().max())
+
+
+def test_gradients_of_clusters_do_not_explode():
+    # Weak ties of very different sizes in the two directions; partial pivoting would mix their scales.
+    n, tau = 30, 0.02
+    i = torch.arange(n)
+    same, first = (i[:, None] < 15) == (i[None] < 15), i[:, None] < 15
+    for seed in range(8):
+        torch.manual_seed(seed)
+        x = 0.01 * torch.randn(n, n) - torch.where(same, 0.0, torch.where(first, 0.3, 3.0))
+        weight, t = torch.randn(n, n), torch.randn(n, n)
+        assert transposed_gap(x, tau, weight) < 1e-6
+
+        def f(z, w=weight):
+            return (log_sinkhorn(z, temperature=tau) * w).sum()
+
+        numeric = float(f(x + 1e-6 * t) - f(x - 1e-6 * t)) / 2e-6
+        assert float((grad(f)(x) * t).sum()) == pytest.approx(numeric, rel=1e-4)
+
+
+def test_gradients_along_chains_of_ties():
+    # Each pivot is harmless by itself; what they lose adds up.
+    for seed in range(20):
+        torch.manual_seed(seed)
+        x, weight = torch.randn(20, 20), torch.randn(20, 20)
+        assert transposed_gap(x, 0.01, weight) < 1e-6
+        g = grad(lambda z, w=weight: (log_sinkhorn(z, temperature=0.01) * w).sum())(x)
+        assert float(g.sum(0).abs().max()) < 1e-6 * float(g.abs().max())
+
+
+def test_gradient_at_exact_ties():
+    # Two entries of a row are one half each, up to rounding.
+    x, weight = torch.tensor([[0.0, 0.0, 1.0], [1.0, 1.0, 0.0], [0.0, 0.0, 1.0]]), torch.zeros(3, 3)
+    weight[1, 0] = 1.0
+    got = grad(lambda z: (sinkhorn(z, temperature=0.01) * weight).sum())(x)
+    assert float(got[1, 0]) == pytest.approx(12.5, rel=1e-6)
+
+
+@pytest.mark.parametrize("ways", [(1e-15, 1e-15), (1e-9, 1e-18)])
+def test_forward_mode_of_large_weakly_tied_clusters(ways):
+    # What conjugate gradients cannot see must not be certified.
+    n, k = 200, 100
+    x, t = 0.5 * torch.randn(n, n), torch.randn(n, n)
+    for block, way in ((x[:k, k:], ways[0]), (x[k:, :k], ways[1])):
+        block += torch.log(torch.tensor(way))
+    got = jvp(log_sinkhorn, (x,), (t,))[1]
+    numeric = (log_sinkhorn(x + 1e-5 * t) - log_sinkhorn(x - 1e-5 * t)) / 2e-5
+    assert torch.allclose(got, numeric, atol=1e-6)
+
+
+def test_loose_tolerance_and_half_precision_have_the_gradient_of_a_fixed_point():
+    for seed in range(5):
+        torch.manual_seed(seed)
+        x, weight = torch.randn(5, 5), torch.randn(5, 5)
+        want = grad(lambda z, w=weight: (sinkhorn(z, temperature=0.05) * w).sum())(x)
+        got = grad(lambda z, w=weight: (sinkhorn(z, temperature=0.05, tol=0.1) * w).sum())(x)
+        assert torch.allclose(got, want, atol=1e-3 * float(want.abs().max()) + 1e-6)
+        half = x.half()
+        want = grad(lambda z, w=weight: (sinkhorn(z, temperature=0.05) * w).sum())(half.double())
+        got = grad(lambda z, w=weight: (sinkhorn(z, temperature=0.05) * w.half()).sum())(half)
+        assert torch.allclose(got.double(), want, atol=1e-2 * float(want.abs().max()) + 1e-5)

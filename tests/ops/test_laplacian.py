@@ -92,3 +92,9 @@ def test_bad_input():
         laplacian_logdet(log_p.half())
     with pytest.raises(ValueError, match=r"b must have shape \(..., 3\)"):
         laplacian_solve(log_p, torch.zeros(2))
+    with pytest.raises(TypeError, match="b must be a torch.Tensor"):
+        laplacian_solve(log_p, [0.0, 0.0, 0.0])
+    with pytest.raises(ValueError, match=r"b of shape \(2, 3\) does not broadcast with \(4,\)"):
+        laplacian_solve(log_p.expand(4, 3, 3), torch.zeros(2, 3))
+    with pytest.raises(ValueError, match="log_p has the entry inf at row 0, column 1"):
+        laplacian_logdet(torch.tensor([[0.0, torch.inf], [0.0, 0.0]]))

@@ -377,6 +377,12 @@ def test_empty_batch():
 def test_overflow_and_sums_with_gradients_are_refused():
     with pytest.raises(ValueError, match="logits / temperature overflows"):
         sinkhorn(torch.randn(3, 3, dtype=torch.float64), temperature=1e-300)
+    with pytest.raises(ValueError, match="logits / temperature overflows"):  # to -inf, which would forbid a pair
+        sinkhorn(torch.tensor([[0.0, -1e10], [0.0, 0.0]], dtype=torch.float64), temperature=1e-300)
+    with pytest.raises(ValueError, match="logits / temperature overflows"):
+        sinkhorn(torch.randn(3, 3, dtype=torch.float64), temperature=1e-320)
+    with pytest.raises(ValueError, match="overflows"):
+        solve_sinkhorn(torch.tensor([[0.0, -1e300], [0.0, 0.0]], dtype=torch.float64))
     with pytest.raises(ValueError, match="row_sums must not require a gradient"):
         solve_sinkhorn(torch.zeros(3, 3), row_sums=torch.ones(3, requires_grad=True))
     with pytest.raises(TypeError, match="column_sums must be a torch.Tensor"):
