@@ -33,6 +33,7 @@ _STRICT_PIVOT = 1e-8  # and this share of the largest diagonal, seven digits of 
 _TINY = 1e-280
 _LOWEST = math.log(_TINY)
 _DEEP = _LOWEST / 2
+_ALL_IN_ONE = 1e-12  # of a row's mass outside one column is nothing
 OVERFLOW = 600.0  # logarithm of what is kept in a unit of its own
 
 
@@ -106,12 +107,15 @@ def cut_basis(
     grounded: Tensor,
     row_of: Tensor | None = None,
     forest: Forest | None = None,
+    *,
+    spread: bool = True,
 ) -> CutBasis:
     """The Laplacians with ties ``P^T P`` in the basis of cuts.
 
-    Where ties have underflowed, all that an entry ``P[s(j), k]`` below 1e-140 ties column ``k`` to is tied to ``j`` alone,
-    not spread over the columns of row ``s(j)``. That moves an end of a tie within groups beside whose own ties it does
-    not count, and changes the weight of no cut by more than 1e-140 of itself.
+    Where ties have underflowed, all that an entry ``P[s(j), k]`` below 1e-140 ties column ``k`` to is tied to ``j`` alone.
+    For a row that has all but 1e-12 of its mass in one column that is what it does; for the others it moves an end of a
+    tie within groups beside whose own ties it does not count, which changes the weight of no cut by more than 1e-140 of
+    itself. Only what flows through the ties of such a group notices, and with ``spread`` such rows are summed in logarithms.
 
     Args:
         log_p: (b, n, n).
@@ -119,6 +123,7 @@ def cut_basis(
         grounded: bool (b, n).
         row_of: the row matched to every column, (b, n), if it is known.
         forest: of weights that are not far from these, if one is known.
+        spread: whether ends of underflowed ties matter.
     """
     if forest is None:
         forest = spanning_forest(log_w, grounded)
@@ -128,9 +133,15 @@ def cut_basis(
         log_p = log_p[deep]
         rows = solve_assignment(log_p).argsort(-1) if row_of is None else row_of[deep]
         warm = log_p.masked_fill(log_p < _DEEP, -torch.inf)
-        small = log_p.masked_fill(log_p >= _DEEP, -torch.inf) + torch.logsumexp(log_p, -1, keepdim=True)
-        log_f = matched_flows(small, rows)
-        log_w[deep] = torch.logaddexp(tie_weights(warm).log(), torch.logaddexp(log_f, log_f.mT))
+        total = torch.logsumexp(log_p, -1, keepdim=True)
+        cold = log_p.masked_fill(log_p >= _DEEP, -torch.inf)
+        several = (log_p.amax(-1) - total[..., 0] < -_ALL_IN_ONE) & (spread & (cold > -torch.inf).any(-1))
+        log_f = matched_flows((cold + total).masked_fill(several[..., None], -torch.inf), rows)
+        ties = torch.logaddexp(tie_weights(warm).log(), torch.logaddexp(log_f, log_f.mT))
+        for row in several.any(0).nonzero()[:, 0].tolist():
+            pair = (warm[:, row, :, None] + cold[:, row, None, :]).masked_fill(~several[:, row, None, None], -torch.inf)
+            ties = torch.logaddexp(ties, torch.logaddexp(pair, pair.mT))
+        log_w[deep] = ties
         forest = spanning_forest(log_w, grounded)
     return CutBasis(log_w, grounded, forest)
 

@@ -136,7 +136,7 @@ def _iterate(
     for _ in range(steps):
         rows = row_of[active]
         if cuts is None:
-            cuts = cut_basis(log_p, tie_weights(log_p).log_(), grounded[active], rows, forest)
+            cuts = cut_basis(log_p, tie_weights(log_p).log_(), grounded[active], rows, forest, spread=False)
         out, into = cuts.log_cut_sums(matched_flows(log_p, rows))
         both = (torch.logaddexp(out, into) - cuts.log_cut).exp()
         y = cuts.drops(0.5 * both * (out - into))

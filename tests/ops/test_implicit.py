@@ -328,3 +328,12 @@ def test_loose_tolerance_and_half_precision_have_the_gradient_of_a_fixed_point()
         want = grad(lambda z, w=weight: (sinkhorn(z, temperature=0.05) * w).sum())(half.double())
         got = grad(lambda z, w=weight: (sinkhorn(z, temperature=0.05) * w.half()).sum())(half)
         assert torch.allclose(got.double(), want, atol=1e-2 * float(want.abs().max()) + 1e-5)
+
+
+@pytest.mark.parametrize(("n", "tau", "seeds"), [(10, 0.003, 12), (50, 0.001, 2)])
+def test_gradients_through_underflowed_ties_of_clusters(n, tau, seeds):
+    # A pair that is far below floating point from two columns which share a row: the shares count.
+    for seed in range(seeds):
+        torch.manual_seed(seed)
+        x = torch.randn(n, n) - torch.log(-torch.log(torch.rand(n, n)))
+        assert transposed_gap(x, tau, torch.randn(n, n)) < 1e-8
