@@ -129,7 +129,7 @@ class Solve(torch.autograd.Function):
         grad = torch.where(log_p == -torch.inf, 0.0, grad)
         carried = Carried.apply(log_p, grounded, refused, row_sums, grad)
         # Rows sum to zero; an entry that fills its row is what the others leave, where the difference would be rounding.
-        full = _fills_row(log_p.exp(), row_sums)
+        full = _fills_row(log_p, row_sums)
         out = torch.where(full, 0.0, grad - carried)
         return (torch.where(full, -out.sum(-1, keepdim=True), out), None, None, None, None, None, None)
 
@@ -141,7 +141,7 @@ class Solve(torch.autograd.Function):
         tangent = torch.where(forbidden, 0.0, tangent)
         p = log_p.exp()
         fit = Fitted.apply(log_p, grounded, refused, row_sums, tangent)
-        full = _fills_row(p, row_sums)
+        full = _fills_row(log_p, row_sums)
         out = torch.where(forbidden | full, 0.0, tangent - fit)
         rest = -(p * out).sum(-1, keepdim=True) / p.amax(-1, keepdim=True)
         return (torch.where(full, rest, out), None, None, None, None, None, None, None)
@@ -321,9 +321,10 @@ def _carry(log_p: Tensor, g: Tensor, apart: Tensor, unit: Tensor) -> Tensor:
     return out + far - (log_p - total).exp() * far.sum(-1, keepdim=True)
 
 
-def _fills_row(p: Tensor, row_sums: Tensor | None) -> Tensor:
+def _fills_row(log_p: Tensor, row_sums: Tensor | None) -> Tensor:
     """Where an entry is most of its row, (..., n, n); at most one is, ties and their rounding included."""
-    return p > (0.75 if row_sums is None else 0.75 * row_sums[..., None])
+    most = math.log(0.75)
+    return log_p > (most if row_sums is None else most + row_sums[..., None].log())
 
 
 def _needs_small_entries(log_p: Tensor, r: Tensor) -> Tensor:
