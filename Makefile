@@ -33,7 +33,10 @@ types: $(VENV)/.installed
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
-	$(BIN)/python benchmarks/sinkhorn.py
+	$(BIN)/python benchmarks/sinkhorn.py --resume
+	$(BIN)/python benchmarks/matching.py
+	$(BIN)/python benchmarks/log_prob.py
+	$(BIN)/python benchmarks/promise.py
 
 clean:
 	rm -rf $(VENV) results .pytest_cache .mypy_cache .ruff_cache

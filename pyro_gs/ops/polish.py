@@ -107,7 +107,7 @@ def balance_cuts(z: Tensor, v: Tensor, grounded: Tensor, depth: float = math.inf
     row_of = solve_assignment(z + v[:, None, :]).argsort(-1)
     # Below this a difference of potentials is rounding of the logits.
     size = torch.where(z > -torch.inf, z.abs(), 0.0).amax((-2, -1))
-    floor = _EXACT + 64 * torch.finfo(z.dtype).eps * size
+    floor = _EXACT + 64 * z.shape[-1] * torch.finfo(z.dtype).eps * size
     done = torch.ones_like(v[:, 0], dtype=torch.bool)
     v, left = _iterate(z, v, grounded, row_of, floor, _DIRECT_STEPS, depth)
     if len(left):  # far off, where what balances one cut unbalances others: from higher temperatures down
