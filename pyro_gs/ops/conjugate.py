@@ -26,13 +26,11 @@ class Solution(NamedTuple):
         converged: bool (b,), all columns reached the tolerance.
         lowest: (b,), the smallest Ritz value of the preconditioned operator, from its Lanczos coefficients; infinite if
             not asked for.
-        diagonal: (b,), the smallest entry of the diagonal, where that is the preconditioner.
     """
 
     x: Tensor
     converged: Tensor
     lowest: Tensor
-    diagonal: Tensor
 
 
 def look_every(device: torch.device, count: int) -> int:
@@ -97,7 +95,7 @@ def conjugate_gradients(
             if bool(done.all()):
                 break
     lowest = _ritz(torch.stack(alphas, -1), torch.stack(betas, -1)) if ritz else torch.full_like(tol, torch.inf)
-    return Solution(x, done & x.isfinite().all(-1).all(-1), lowest, diagonal.amin((-2, -1)))
+    return Solution(x, done & x.isfinite().all(-1).all(-1), lowest)
 
 
 def accurate_solution(p: Tensor, r: Tensor | None, right: Tensor, grounded: Tensor) -> tuple[Tensor, Tensor]:
@@ -126,7 +124,7 @@ def accurate_solution(p: Tensor, r: Tensor | None, right: Tensor, grounded: Tens
     probe = (probe - probe.mean()).expand(size, 1, n)
     tol = torch.full_like(right[:, 0], _EXACT)
     found = conjugate_gradients(p, r, torch.cat([right[:, None, :], probe], -2), tol, _EXACT_ITERATIONS, ritz=True)
-    return found.x[:, 0], whole & found.converged & (found.lowest > _LOWEST_RITZ) & (found.diagonal > _LOWEST_DIAGONAL)
+    return found.x[:, 0], whole & found.converged & (found.lowest > _LOWEST_RITZ)
 
 
 def _ritz(alpha: Tensor, beta: Tensor) -> Tensor:

@@ -22,9 +22,8 @@ from torch import Tensor
 
 from pyro_gs.ops.batching import apply_batched, refuse_nested_forward_mode
 from pyro_gs.ops.conjugate import accurate_solution
-from pyro_gs.ops.laplacian import OVERFLOW, grounded_nodes, solve_differences
+from pyro_gs.ops.laplacian import OVERFLOW, across_overflow, grounded_nodes, solve_differences
 from pyro_gs.ops.logits import warn_user
-from pyro_gs.ops.matching import solve_assignment
 from pyro_gs.ops.newton import Newton, rows_exact
 from pyro_gs.ops.polish import refine
 from pyro_gs.ops.support import Support
@@ -313,12 +312,8 @@ def _carry(log_p: Tensor, g: Tensor, apart: Tensor, unit: Tensor) -> Tensor:
     p = log_p.exp()
     over = unit > OVERFLOW
     out = p * (g.sum(-1, keepdim=True) - p @ torch.where(over, 0.0, apart * unit.clamp(max=OVERFLOW).exp()))
-    # Beyond a cut that weak, all columns that a row has its mass in are equally far from j.
-    column = solve_assignment(log_p)[..., None].expand_as(log_p)
-    total = torch.logsumexp(log_p, -1, keepdim=True)
-    far = -apart.gather(-2, column) * (log_p + total + unit.gather(-2, column)).exp()
-    far = torch.where(over.gather(-2, column), far, 0.0)
-    return out + far - (log_p - total).exp() * far.sum(-1, keepdim=True)
+    far, share = across_overflow(log_p, apart, unit)
+    return out - far + share * far.sum(-1, keepdim=True)
 
 
 def _fills_row(log_p: Tensor, row_sums: Tensor | None) -> Tensor:

@@ -172,13 +172,26 @@ class _Plan:
         resistance[bad] = torch.where(over, 0.0, log_r.clamp(max=OVERFLOW).exp())
         out = p * (p @ resistance)
         if bool(over.any()):
-            # Beyond a cut that weak, all columns that a row has its mass in are equally far from j.
-            log_p = self.log_p[bad]
-            total = torch.logsumexp(log_p, -1, keepdim=True)
-            column = solve_assignment(log_p)[:, :, None].expand_as(log_p)
-            far = torch.where(over.gather(-2, column), (log_p + total + log_r.gather(-2, column)).exp(), 0.0)
-            out[bad] += far + (log_p - total).exp() * far.sum(-1, keepdim=True)
+            far, share = across_overflow(self.log_p[bad], torch.ones_like(log_r), log_r)
+            out[bad] += far + share * far.sum(-1, keepdim=True)
         return out
+
+
+def across_overflow(log_p: Tensor, value: Tensor, unit: Tensor) -> tuple[Tensor, Tensor]:
+    """``P_ij sum_k P_ik d_kj`` over those ``d_kj = value * exp(unit)`` that overflow, and the share of each entry in a row.
+
+    Beyond a cut that weak, all columns that row ``i`` has its mass in are as far from ``j`` as the one matched to it.
+
+    Args:
+        log_p: (b, n, n).
+        value: of the differences or distances of columns, (b, n, n).
+        unit: logarithms of their units, (b, n, n).
+    """
+    total = torch.logsumexp(log_p, -1, keepdim=True)
+    column = solve_assignment(log_p)[..., None].expand_as(log_p)
+    unit = unit.gather(-2, column)
+    far = torch.where(unit > OVERFLOW, value.gather(-2, column) * (log_p + total + unit).exp(), 0.0)
+    return far, (log_p - total).exp()
 
 
 def resistances_of(inverse: Tensor, grounded: Tensor) -> Tensor:
@@ -361,21 +374,19 @@ def solve_differences(
         return out, None
     bad = ~good
     cuts = cut_basis(log_p[bad], weights[bad].log_(), grounded[bad])
-    shallow = float(cuts.log_cut.min()) > -OVERFLOW
-    if tangent is not None and not shallow:
+    deep = float(cuts.log_cut.min()) <= -OVERFLOW
+    if deep and tangent is None:
+        unit = torch.zeros_like(out)
+        out[bad], unit[bad] = cuts.scaled_differences(flow[bad])
+        return out, unit
+    share = cuts.received(flow[bad], None)
+    if deep and tangent is not None:
         log_p, t = log_p[bad], tangent[bad]
         rows = solve_assignment(log_p).argsort(-1)
         value = matched_flows((p[bad] * t).sum(-1, keepdim=True) - t, rows)
-        deep = cuts.received_scaled(matched_flows(log_p, rows), value)
-        share = torch.where(cuts.log_cut < -OVERFLOW, deep, cuts.received(flow[bad], None))
-        out[bad] = cuts.differences(cuts.drops(share))
-        return out, None
-    if shallow:
-        out[bad] = cuts.differences(cuts.drops(cuts.received(flow[bad], None)))
-        return out, None
-    unit = torch.zeros_like(out)
-    out[bad], unit[bad] = cuts.scaled_differences(flow[bad])
-    return out, unit
+        share = torch.where(cuts.log_cut < -OVERFLOW, cuts.received_scaled(matched_flows(log_p, rows), value), share)
+    out[bad] = cuts.differences(cuts.drops(share))
+    return out, None
 
 
 class LaplacianSolve(torch.autograd.Function):

@@ -29,7 +29,6 @@ from torch.nn.functional import threshold
 
 from pyro_gs.ops.conjugate import SMALLEST, conjugate_gradients, look_every
 from pyro_gs.ops.laplacian import assemble
-from pyro_gs.ops.sparse import SMALLEST as SMALLEST_SPARSE
 from pyro_gs.ops.sparse import sparse_solution
 
 _LEVEL_TOL = 0.2  # marginal error at which a higher temperature hands over to the next
@@ -247,7 +246,7 @@ class Newton:
             found = conjugate_gradients(p, r, right, exact[pick], _REUSE_ITERATIONS, damping, factor)
             solved = found.converged & old
             x = torch.where(solved[:, None, None], found.x, x)
-        for k in (~solved).nonzero()[:, 0].tolist() if p.shape[-1] >= SMALLEST_SPARSE else ():
+        for k in (~solved).nonzero()[:, 0].tolist():
             sparse = sparse_solution(p[k], None if r is None else r[k], right[k], float(damping[k]))
             if sparse is not None and bool(sparse.isfinite().all()):
                 x[k], solved[k] = sparse, True

@@ -112,7 +112,7 @@ def balance_cuts(z: Tensor, v: Tensor, grounded: Tensor, depth: float = math.inf
     v, left = _iterate(z, v, grounded, row_of, floor, _DIRECT_STEPS, depth)
     if len(left):  # far off, where what balances one cut unbalances others: from higher temperatures down
         z, now, ground, rows, floor = z[left], v[left], grounded[left], row_of[left], floor[left]
-        levels = int((float(size[left].max()) / _MILD).__ceil__()).bit_length()
+        levels = math.ceil(float(size[left].max()) / _MILD).bit_length()
         for level in range(levels, -1, -1):
             cold = z * 2.0**-level
             now = now * (2.0**-level if level == levels else 2.0)

@@ -104,7 +104,6 @@ class CutBasis:
         log_cut: logarithms of ``K_ee``, (b, n); edges are numbered by their lower node, zero at the grounded ones.
         below: (b, n, n), 1 at ``[j, e]`` if node ``j`` lies in ``S_e``.
         logdet: log-determinants of the grounded Laplacians, (b,).
-        weakest: logarithm of the weakest tie of the forest, (b,).
     """
 
     def __init__(self, log_w: Tensor, grounded: Tensor, forest: Forest | None = None) -> None:
@@ -116,7 +115,6 @@ class CutBasis:
         # The strongest tie across a cut is its tree edge; one pass in ordinary numbers serves the edges of a window.
         top = tie.amax(-1, keepdim=True).masked_fill(grounded.all(-1, keepdim=True), 0.0)
         tie = torch.where(grounded, top, tie)
-        self.weakest = tie.amin(-1)
         self._top, self._window = top, ((top - tie) / _WINDOW).floor()
         near = self._near(log_w)
         cut = (near * self._outside.mT).sum(-1).masked_fill(grounded, 1.0)
@@ -168,6 +166,10 @@ class CutBasis:
             edges = here.any(0).nonzero()[:, 0]
             yield self._top - number * _WINDOW, edges, here[:, edges]
 
+    def _across(self, flow: Tensor, edges: Tensor | slice = slice(None)) -> Tensor:
+        """What flows (b, n, n) from node ``j`` to node ``k`` carry out of ``S_e``, for some edges (b, m)."""
+        return ((flow @ self._outside[..., edges]) * self.below[..., edges]).sum(-2)
+
     def log_cut_sums(self, log_f: Tensor) -> tuple[Tensor, Tensor]:
         """Logarithms (b, n) of what flows carry out of and into every ``S_e``.
 
@@ -177,9 +179,8 @@ class CutBasis:
         out, into = (torch.full_like(self.log_cut, -torch.inf) for _ in range(2))
         for base, edges, here in self._windows():
             f = (log_f - base[..., None]).clamp(max=_CAP).exp()
-            below, outside = self.below[..., edges], self._outside[..., edges]
             for total, flow in ((out, f), (into, f.mT)):
-                part = ((flow @ outside) * below).sum(-2).log() + base
+                part = self._across(flow, edges).log() + base
                 total[:, edges] = torch.where(here, part, total[:, edges])
         lost = (~self.grounded & ((out == -torch.inf) | (into == -torch.inf))).any(-1)
         if bool(lost.any()):  # one direction is hundreds of nats below the other
@@ -195,7 +196,7 @@ class CutBasis:
         """Share of every cut's weight that antisymmetric flows and sources (b, n) send into ``S_e``, (b, n)."""
         total = torch.zeros_like(self.log_cut)
         if flow is not None:
-            total = total + ((flow @ self._outside) * self.below).sum(-2)
+            total = total + self._across(flow)
         if right is not None:
             total = total + (right[:, None, :] @ self.below)[:, 0]
         return total * (-self.log_cut).exp().clamp(max=1e290)
@@ -205,8 +206,7 @@ class CutBasis:
         share = torch.zeros_like(self.log_cut)
         for base, edges, here in self._windows():
             f = (log_f - base[..., None]).clamp(max=_CAP).exp() * value
-            total = (((f - f.mT) @ self._outside[..., edges]) * self.below[..., edges]).sum(-2)
-            total = total * (base - self.log_cut[:, edges]).clamp(max=_WINDOW).exp()
+            total = self._across(f - f.mT, edges) * (base - self.log_cut[:, edges]).clamp(max=_WINDOW).exp()
             share[:, edges] = torch.where(here, total, share[:, edges])
         return share
 
@@ -242,7 +242,7 @@ class CutBasis:
         The unit is one over the weakest cut between the two, since potentials may be beyond floating point. What crosses
         an edge is found first, by ``K D^-1 z = h`` with ``D`` the diagonal of ``K``; it is of the order of the flows.
         """
-        h = ((flow @ self._outside) * self.below).sum(-2).masked_fill(self.grounded, 0.0)
+        h = self._across(flow).masked_fill(self.grounded, 0.0)
         z = self._lu_solve(h[..., None], adjoint=True)[..., 0]
         value, unit = self._grow(lambda item, node: z[item, node][:, None], sign=-1.0)
         return value, -unit

@@ -35,6 +35,6 @@ def test_dense_and_small_matrices_are_left_to_others():
 def test_the_operator_does_not_depend_on_it(monkeypatch):
     x = make("noisy", 600, 1)
     with_it = sinkhorn(x, temperature=0.02)
-    monkeypatch.setattr("pyro_gs.ops.newton.SMALLEST_SPARSE", 10_000)
+    monkeypatch.setattr("pyro_gs.ops.sparse.SMALLEST", 10_000)
     assert torch.allclose(with_it, sinkhorn(x, temperature=0.02), atol=1e-6)
     assert float((with_it.sum(-2) - 1).abs().max()) <= 1e-10
