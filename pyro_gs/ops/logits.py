@@ -44,12 +44,12 @@ def check_square(value: Tensor, name: str) -> None:
 
 def _padding_hint(value: Tensor, name: str) -> str:
     """What makes a rectangular problem square: rows (or columns) that take what is left over."""
-    if value.dim() < 2 or 0 in value.shape[-2:]:
+    if name != "logits" or value.dim() < 2 or 0 in value.shape[-2:]:  # of no use to what is a matrix of probabilities
         return ""
     n, m = value.shape[-2:]
     pad = f"(0, 0, 0, {m - n})" if m > n else f"(0, {n - m})"
     what = "columns" if m > n else "rows"
-    return f"; to leave {abs(m - n)} of the {what} free, use torch.nn.functional.pad({name}, {pad})"
+    return f"; to leave {abs(m - n)} of the {what} free, use torch.nn.functional.pad(logits, {pad})"
 
 
 def check_floating(value: Tensor, name: str, *, half: bool = True) -> None:
