@@ -15,18 +15,11 @@ from torch import Tensor
 from torch.distributions import register_kl
 
 from pyro_gs.distributions.gumbel_sinkhorn import GumbelSinkhorn, allowed_counts
+from pyro_gs.ops.batching import unexpanded
 from pyro_gs.ops.implicit import scale
 from pyro_gs.ops.sinkhorn import default_tol
 
 _EULER = 0.5772156649015329
-
-
-def _unexpanded(x: Tensor, event_dim: int) -> Tensor:
-    """The tensor with expanded batch dimensions (stride 0) cut to size one."""
-    for dim in range(x.dim() - event_dim):
-        if x.stride(dim) == 0 and x.shape[dim] > 1:
-            x = x.narrow(dim, 0, 1)
-    return x
 
 
 def _pair(q: GumbelSinkhorn, p: GumbelSinkhorn) -> tuple[Tensor, Tensor, Tensor, GumbelSinkhorn, torch.Size]:
@@ -36,8 +29,8 @@ def _pair(q: GumbelSinkhorn, p: GumbelSinkhorn) -> tuple[Tensor, Tensor, Tensor,
             f"q and p must have the same event_shape, but have {tuple(q.event_shape)} and {tuple(p.event_shape)}"
         )
     batch = torch.broadcast_shapes(q.batch_shape, p.batch_shape)
-    t, t0 = (_unexpanded(law.temperature.double(), 0) for law in (q, p))
-    x, x0 = (_unexpanded(law.logits.double(), 2) for law in (q, p))
+    t, t0 = (unexpanded(law.temperature.double(), 0) for law in (q, p))
+    x, x0 = (unexpanded(law.logits.double(), 2) for law in (q, p))
     small = torch.broadcast_shapes(t.shape, t0.shape, x.shape[:-2], x0.shape[:-2])
     t, t0 = t.expand(small), t0.expand(small)
     x, x0 = x.expand(small + x.shape[-2:]), x0.expand(small + x0.shape[-2:])
@@ -48,7 +41,7 @@ def _pair(q: GumbelSinkhorn, p: GumbelSinkhorn) -> tuple[Tensor, Tensor, Tensor,
 
 
 def _same_support(q: GumbelSinkhorn, p: GumbelSinkhorn) -> Tensor:
-    allowed = [_unexpanded(law.logits.detach() > -torch.inf, 2) for law in (q, p)]
+    allowed = [unexpanded(law.logits.detach() > -torch.inf, 2) for law in (q, p)]
     return (allowed[0] == allowed[1]).all(-1).all(-1)
 
 

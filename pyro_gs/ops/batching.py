@@ -46,3 +46,11 @@ def apply_batched(function: Any, info: Any, in_dims: tuple[Any, ...], args: tupl
             front.append(arg.movedim(dim, 0))
     out = function.apply(*front)
     return out, (0 if isinstance(out, Tensor) else (0,) * len(out))
+
+
+def unexpanded(x: Tensor, event_dim: int) -> Tensor:
+    """The tensor with expanded batch dimensions (stride 0) cut to size one."""
+    for dim in range(x.dim() - event_dim):
+        if x.stride(dim) == 0 and x.shape[dim] > 1:
+            x = x.narrow(dim, 0, 1)
+    return x

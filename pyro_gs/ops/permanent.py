@@ -1,109 +1,372 @@
-r"""Permanents of non-negative matrices: exact by subset recursion, and the Bethe approximation.
+r"""Permanents of non-negative matrices given by their logarithms: exact, approximate, bounds, and marginals.
 
 ``perm(A) = sum over permutations of prod_i A[i, s(i)]``; for a 0/1 mask it counts the allowed permutations. The
-recursion over subsets of columns (Ryser 1963 calls it expansion by rows) adds non-negative terms only, so unlike
-inclusion-exclusion it keeps every digit; it costs ``n 2^n``.
+recursion over subsets of columns, row by row, adds non-negative terms only, so unlike inclusion-exclusion (Ryser 1963)
+it loses no digit; it takes ``n 2^n / 2`` multiplications. The matrix is first scaled to be doubly stochastic: its
+permanent is then at least ``n! / n^n`` (Egorychev 1981; Falikman 1981) and no partial sum exceeds one, so that nothing
+that matters can underflow, whatever the range of the entries.
 """
 
 from __future__ import annotations
 
 import functools
+import math
+from collections.abc import Iterator
+from typing import Any, Literal, NamedTuple, get_args
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from pyro_gs.ops.batching import unexpanded
+from pyro_gs.ops.implicit import scale
+from pyro_gs.ops.logits import check_logits, describe
+from pyro_gs.ops.subsets import levels
+from pyro_gs.ops.support import Support, component_sums, find_support, unravel
+
 EXACT_LIMIT = 20
-"""Largest number of rows for the exact recursion (2^20 sums)."""
+"""Largest number of rows of a component for the exact recursion (2^20 sums)."""
 
-Array = NDArray[np.float64]
-
-
-def log_subset_table(log_a: Array) -> Array:
-    """Log-permanents of the first ``|S|`` rows against every subset ``S`` of columns, indexed by bit mask."""
-    n = log_a.shape[0]
-    subsets = np.arange(1 << n)
-    size = np.zeros(1 << n, dtype=np.int64)
-    for j in range(n):
-        size += (subsets >> j) & 1
-    table = np.full(1 << n, -np.inf)
-    table[0] = 0.0
-    order = np.argsort(size, kind="stable")
-    starts = np.searchsorted(size[order], np.arange(n + 2))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        for count in range(1, n + 1):
-            level = order[starts[count] : starts[count + 1]]
-            terms = np.full((n, len(level)), -np.inf)
-            for j in range(n):
-                inside = (level >> j) & 1 == 1
-                terms[j, inside] = log_a[count - 1, j] + table[level[inside] ^ (1 << j)]
-            top = terms.max(0)
-            safe = np.where(np.isfinite(top), top, 0.0)
-            table[level] = np.log(np.exp(terms - safe).sum(0)) + safe
-    return table
+Method = Literal["exact", "bethe", "sinkhorn_bethe", "sinkhorn_lower", "sinkhorn_upper", "bethe_upper"]
+METHODS: tuple[Method, ...] = get_args(Method)
+_TABLE = 2**24  # numbers in the tables of what is computed at once
+_TOL = 1e-10
+_NOTHING = -1e5  # for the logarithm of zero where gradients pass by
 
 
-def exact_log_permanent(log_a: Array) -> float:
-    """Log-permanent of one matrix (n, n) given by logarithms, n at most :data:`EXACT_LIMIT`.
+def log_permanent(logits: Tensor, *, method: Method = "exact") -> Tensor:
+    r"""Log-permanent of ``exp(logits)``: the log-normalizer of ``p(P) ~ exp <logits, P>`` over permutations.
 
-    Raises:
-        ValueError: too large.
-    """
-    n = log_a.shape[0]
-    if n > EXACT_LIMIT:
-        raise ValueError(f"log_a has {n} rows; the exact permanent is limited to {EXACT_LIMIT}")
-    return float(log_subset_table(log_a)[-1])
+    ====================  ======  =========================================================================
+    method                status  what it is
+    ====================  ======  =========================================================================
+    ``"exact"``           exact   recursion over subsets, for components of at most 20 rows
+    ``"bethe"``           lower   Bethe permanent (Vontobel 2013; a lower bound by Gurvits 2011)
+    ``"sinkhorn_bethe"``  lower   Bethe free energy at the Sinkhorn marginals, as in Pyro's ``OneOneMatching``
+    ``"sinkhorn_lower"``  lower   van der Waerden's bound ``n! / n^n`` of the scaled matrix
+    ``"bethe_upper"``     upper   ``"bethe"`` plus ``n / 2 log 2`` (Anari and Rezaei 2019)
+    ``"sinkhorn_upper"``  upper   a doubly stochastic matrix has a permanent of at most one
+    ====================  ======  =========================================================================
 
+    The components of the allowed entries multiply, and each is treated alone.
 
-def bethe_log_permanent(log_a: Array, *, tol: float = 1e-10, max_iter: int = 10_000) -> float:
-    """Bethe approximation of the log-permanent, a lower bound (Vontobel 2013; Gurvits 2011), by message passing.
+    **Differentiation.** The gradient of the exact value is the matrix of marginals ``P(row i is matched to column j)``;
+    it can be differentiated once more. That of ``"bethe"`` are its beliefs, that of ``"sinkhorn_lower"`` and
+    ``"sinkhorn_upper"`` is ``S(logits)``, each differentiable once.
 
     Args:
-        log_a: logarithms of a non-negative matrix (n, n) with total support, every row and column with at least two
-            allowed entries.
-        tol: largest change of a message at which to stop.
-        max_iter: cap on sweeps; convergence is guaranteed in the limit.
+        logits: shape (..., n, n), larger is better; ``-inf`` forbids a pair.
+        method: see above.
+
+    Returns:
+        Tensor of the batch shape, in nats, with the dtype of ``logits``; computed in float64.
+
+    Raises:
+        TypeError: ``logits`` is no floating tensor.
+        ValueError: bad logits, no permutation allowed, an unknown method, or ``"exact"`` with a component of more than
+            20 rows; the message names the number and the alternatives.
+
+    Example:
+        >>> import torch
+        >>> log_permanent(torch.zeros(20, 20)), torch.lgamma(torch.tensor(21.0))
+        (tensor(42.3356), tensor(42.3356))
+        >>> log_permanent(torch.zeros(30, 30), method="sinkhorn_lower")
+        tensor(74.6582)
     """
-    a = torch.from_numpy(np.asarray(log_a, dtype=np.float64))
-    allowed = a > -torch.inf
-    down = torch.zeros_like(a)
+    check_logits(logits)
+    check_method(method)
+    support = find_support(logits.detach() > -torch.inf, warn=False)
+    return log_normalizer(logits, support, method).to(logits.dtype)
 
-    def others(x: Tensor, dim: int) -> Tensor:
-        """Log-sum over all other allowed entries of the row or column, without cancellation."""
-        n = x.shape[0]
-        x = torch.where(allowed, x, -torch.inf)
-        x = x if dim == 1 else x.T
-        wide = x[:, None, :].expand(n, n, n).masked_fill(torch.eye(n, dtype=torch.bool), -torch.inf)
-        out = torch.logsumexp(wide, -1)
-        return out if dim == 1 else out.T
 
+def check_method(method: str, name: str = "method") -> None:
+    """Raise ``ValueError`` unless ``method`` is one of :data:`METHODS`."""
+    if method not in METHODS:
+        raise ValueError(f"{name} must be one of {', '.join(METHODS)}, but is {method!r}")
+
+
+def check_exact(support: Support, what: str) -> None:
+    """Raise ``ValueError`` if a component has more rows than the exact recursion can take."""
+    sizes = component_sizes(support)
+    large = sizes.amax(-1) > EXACT_LIMIT
+    if bool(large.any()):
+        item = int(large.reshape(-1).nonzero()[0])
+        size = int(sizes.reshape(-1, sizes.shape[-1])[item].max())
+        place = describe(unravel(item, support.shape[:-2])) if support.allowed is not None else ""
+        raise ValueError(
+            f"{what} is exact for components of at most {EXACT_LIMIT} rows, but logits{place} have one of {size}; the "
+            f"alternatives by name are {', '.join(METHODS[1:])}"
+        )
+
+
+def component_sizes(support: Support) -> Tensor:
+    """Number of rows of every component by its number, zero at unused ones, long (..., n); one item if all is allowed."""
+    n = support.shape[-1]
+    if support.component is None:
+        return torch.tensor([n] + [0] * (n - 1))
+    return component_sums(torch.ones_like(support.component), support)
+
+
+def log_normalizer(logits: Tensor, support: Support, method: Method = "exact") -> Tensor:
+    """:func:`log_permanent` of logits that are checked, of their support; float64."""
+    if method == "exact":
+        check_exact(support, "log_permanent")
+    x, support, batch = distinct(logits, support)
+    balanced = scale(x.detach(), support, tol=_TOL, max_iter=500, relative=False)
+    shift = -balanced.u.sum(-1) - balanced.v.sum(-1)
+    if method.startswith("sinkhorn_") and method != "sinkhorn_bethe":
+        # By the envelope theorem the potentials may be held fixed, with sum P dX as the differential of the shift.
+        p = balanced.log_p.exp()
+        value = shift + (p * torch.where(p > 0, x - x.detach(), 0.0)).sum((-2, -1))
+        if method == "sinkhorn_lower":
+            sizes = component_sizes(support).to(x)
+            value = value + (torch.lgamma(sizes + 1) - torch.special.xlogy(sizes, sizes)).sum(-1)
+        return value.expand(batch)
+    z = x + balanced.u[..., None] + balanced.v[..., None, :]
+    if method == "exact":
+        value = torch.zeros(x.shape[:-2], dtype=x.dtype, device=x.device).reshape(-1)
+        for block in blocks(support, x.device):
+            value = value.index_add(0, block.item, _LogPermanent.apply(block.of(z)))
+        value = value.reshape(x.shape[:-2])
+    elif method == "sinkhorn_bethe":
+        log_b = scale(z, support, tol=_TOL, max_iter=500, relative=False).log_p
+        log_b = torch.where(log_b > -torch.inf, log_b, _NOTHING)
+        value = _bethe_energy(z, log_b, log_others(log_b, -1))
+    else:
+        value = _bethe_energy(z, *_beliefs(z.detach(), support))
+        if method == "bethe_upper":
+            sizes = component_sizes(support).to(x)
+            value = value + 0.5 * math.log(2) * torch.where(sizes > 1, sizes, 0.0).sum(-1)
+    return (value + shift).expand(batch)
+
+
+def distinct(logits: Tensor, support: Support) -> tuple[Tensor, Support, torch.Size]:
+    """Logits in float64 without expanded batch dimensions and what is not in their support; so the support; the batch."""
+    batch = logits.shape[:-2]
+    x = unexpanded(logits, 2)
+    if support.allowed is not None:
+        for dim, size in enumerate(x.shape[:-2]):
+            if size == 1 and batch[dim] > 1:
+                support = support.first(dim)
+        x = x.masked_fill(~support.allowed, -torch.inf)  # type: ignore[operator]
+    else:
+        support = Support(x.shape)
+    return x.double(), support, batch
+
+
+class Block(NamedTuple):
+    """The components of one size of a flattened batch of matrices.
+
+    Attributes:
+        size: number of rows, s.
+        item: the matrix that each of the g components belongs to, long (g,).
+        rows: long (g, s).
+        columns: long (g, s).
+    """
+
+    size: int
+    item: Tensor
+    rows: Tensor
+    columns: Tensor
+
+    def of(self, x: Tensor) -> Tensor:
+        """The components of matrices (..., n, n), shape (g, s, s)."""
+        n = x.shape[-1]
+        return x.reshape(-1, n, n)[self.item[:, None, None], self.rows[:, :, None], self.columns[:, None, :]]
+
+
+def blocks(support: Support, device: torch.device) -> Iterator[Block]:
+    """Components of a batch, size by size, the smallest first."""
+    n, count = support.shape[-1], math.prod(support.shape[:-2])
+    if support.component is None or support.row_component is None:
+        all_of_them = torch.arange(n, device=device).expand(count, n)
+        yield Block(n, torch.arange(count, device=device), all_of_them, all_of_them)
+        return
+    sizes = component_sizes(support).reshape(-1, n)
+    for size in sizes.unique().tolist():
+        if size:
+            item, label = (sizes == size).nonzero(as_tuple=True)
+            members = [
+                (part.reshape(-1, n)[item] == label[:, None]).nonzero()[:, 1].reshape(-1, size)
+                for part in (support.row_component, support.component)
+            ]
+            yield Block(size, item, *members)
+
+
+def subset_tables(a: Tensor, count: int | None = None) -> list[Tensor]:
+    """Permanents of the first k rows against all subsets of k columns, for k from 0 to ``count``.
+
+    Args:
+        a: non-negative, scaled so that nothing overflows, shape (b, n, n).
+        count: number of levels, by default n.
+
+    Returns:
+        Tensors of shape (subsets, b), in the order of :mod:`pyro_gs.ops.subsets`.
+    """
+    n = a.shape[-1]
+    tables = [torch.ones_like(a[:, 0, 0])[None]]
+    for row, level in enumerate(levels((1,) * n, n)[:count]):
+        level = level.to(a.device)
+        weights = a[:, row].T.contiguous()
+        table = tables[-1]
+        total = weights.new_zeros(level.states, len(a))
+        for before, column in zip(level.before, level.column, strict=True):
+            total = total + table.index_select(0, before) * weights.index_select(0, column)
+        tables.append(total)
+    return tables
+
+
+def _marginals(a: Tensor) -> Tensor:
+    """``a_ij perm(A without row i and column j) / perm(A)``, (b, n, n), differentiable in forward mode."""
+    n = a.shape[-1]
+    above, below = subset_tables(a, n - 1), subset_tables(a.flip(-2), n - 1)
+    out = []
+    for row, level in enumerate(levels((1,) * n, n)):
+        level = level.to(a.device)
+        rest = below[n - 1 - row].flip(0)  # the complements of a level's states, in its order
+        found = a.new_zeros(n, len(a))
+        for before, column in zip(level.before, level.column, strict=True):
+            found = found.index_add(0, column, above[row].index_select(0, before) * rest)
+        out.append(found.T)
+    minors = torch.stack(out, -2) * a
+    return minors / minors.sum(-1, keepdim=True)
+
+
+class _LogPermanent(torch.autograd.Function):
+    """Log-permanents of scaled matrices (b, n, n)."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor) -> Tensor:
+        ctx.save_for_backward(z)
+        return torch.cat([subset_tables(part.exp())[-1][0].log() for part in in_chunks(z)])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (z,) = ctx.saved_tensors
+        marginal: Tensor = _Marginals.apply(z)
+        return grad[:, None, None] * marginal
+
+
+class _Marginals(torch.autograd.Function):
+    """Marginals of scaled matrices (b, n, n). Their derivative is symmetric, so its adjoint is a tangent."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor) -> Tensor:
+        ctx.save_for_backward(z)
+        return torch.cat([_marginals(part.exp()) for part in in_chunks(z)])
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (z,) = ctx.saved_tensors
+
+        def tangent(part: Tensor, direction: Tensor) -> Tensor:
+            out: Tensor = torch.func.jvp(lambda x: _marginals(x.exp()), (part,), (direction,))[1]
+            return out
+
+        parts = zip(in_chunks(z), in_chunks(grad), strict=True)
+        return torch.cat([tangent(part, direction) for part, direction in parts])
+
+
+def in_chunks(z: Tensor) -> tuple[Tensor, ...]:
+    """Parts of a batch (b, n, n) that are small enough for their tables."""
+    return z.split(max(1, _TABLE >> (z.shape[-1] + 1))) if len(z) else (z,)
+
+
+def marginals(logits: Tensor, support: Support) -> Tensor:
+    r"""Exact marginals of ``p(P) ~ exp <logits, P>``, float64 (..., n, n), differentiable once.
+
+    Raises:
+        ValueError: a component of more than 20 rows.
+    """
+    check_exact(support, "marginals")
+    x, support, batch = distinct(logits, support)
+    z = balance(x, support)
+    out = torch.zeros_like(x).reshape(-1, *x.shape[-2:])
+    for block in blocks(support, x.device):
+        where = (block.item[:, None, None], block.rows[:, :, None], block.columns[:, None, :])
+        out = out.index_put(where, _Marginals.apply(block.of(z)))
+    return out.reshape(x.shape).expand(batch + x.shape[-2:])
+
+
+def balance(x: Tensor, support: Support) -> Tensor:
+    """Logits plus row and column potentials that make their exponentials doubly stochastic; the potentials are constants."""
+    found = scale(x.detach(), support, tol=_TOL, max_iter=500, relative=False)
+    return x + found.u[..., None] + found.v[..., None, :]
+
+
+def log_others(x: Tensor, dim: int) -> Tensor:
+    """Log-sum of all other entries along a dimension, without subtraction; finite entries only."""
+    nothing = torch.full_like(x.narrow(dim, 0, 1), 10 * _NOTHING)
+    count = x.shape[dim] - 1
+
+    def earlier(y: Tensor) -> Tensor:
+        return torch.cat([nothing, y.narrow(dim, 0, count).logcumsumexp(dim)], dim)
+
+    return torch.logaddexp(earlier(x), earlier(x.flip(dim)).flip(dim))
+
+
+def _bethe_energy(z: Tensor, log_b: Tensor, log_rest: Tensor) -> Tensor:
+    """Minus the Bethe free energy at beliefs ``b``: ``sum b (z - log b) + (1 - b) log(1 - b)`` (Vontobel 2013)."""
+    inside = log_b.detach() > _NOTHING
+    energy = torch.where(inside, log_b, -torch.inf).exp() * torch.where(inside, z - log_b, 0.0)
+    return (energy + log_rest.exp() * log_rest).sum((-2, -1))
+
+
+def _beliefs(z: Tensor, support: Support, *, tol: float = 1e-12, max_iter: int = 10_000) -> tuple[Tensor, Tensor]:
+    """Logarithms of the Bethe beliefs and of what they leave, by message passing from a scaled matrix."""
+    allowed = z > -torch.inf
+    z = torch.where(allowed, z, _NOTHING)
+    down = torch.zeros_like(z)
     for _ in range(max_iter):
-        across = -others(a + down, 1)
-        new = -others(a + across, 0)
-        change = torch.where(allowed, new - down, 0.0).abs().max()
+        across = torch.where(allowed, -log_others(z + down, -1), 0.0)
+        new = torch.where(allowed, -log_others(z + across, -2), 0.0)
+        change = (new - down).abs().max()
         down = new
-        if change < tol:
+        if bool(change < tol):
             break
-    log_odds = a + across + down
-    b = torch.where(allowed, torch.sigmoid(log_odds), 0.0)
-    log_b = torch.where(allowed, torch.nn.functional.logsigmoid(log_odds), 0.0)
-    log_rest = torch.where(allowed, torch.nn.functional.logsigmoid(-log_odds), 0.0)
-    energy = torch.where(allowed, a, 0.0)
-    return float((b * (energy - log_b) + (1 - b) * log_rest).sum())
+    log_odds = z + across + down
+    alone = component_alone(support, z)  # gets no message, and is certain
+    log_b = torch.nn.functional.logsigmoid(log_odds).masked_fill(alone, 0.0)
+    log_rest = torch.nn.functional.logsigmoid(-log_odds).masked_fill(alone, _NOTHING)
+    return torch.where(allowed, log_b, _NOTHING), torch.where(allowed, log_rest, 0.0)
+
+
+def component_alone(support: Support, like: Tensor) -> Tensor:
+    """Whether an entry is a component by itself, bool (..., n, n)."""
+    if support.component is None or support.row_component is None:
+        return torch.full_like(like, like.shape[-1] == 1, dtype=torch.bool)
+    own = component_sizes(support).gather(-1, support.row_component) == 1
+    return own[..., None] & (support.row_component[..., None] == support.component[..., None, :])
+
+
+def log_count(support: Support, allowed: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-number of the permutations that masks allow, and whether it is exact, float64 and bool of the batch shape.
+
+    Exact where every component has at most 20 rows or no forbidden entry, else a lower bound (Bethe).
+    """
+    n, batch = support.shape[-1], support.shape[:-2]
+    if support.allowed is None:
+        value = torch.full(batch, math.lgamma(n + 1), dtype=torch.float64, device=allowed.device)
+        return value, torch.ones(batch, dtype=torch.bool, device=allowed.device)
+    small = unexpanded(support.allowed, 2)
+    zeros = torch.zeros(small.shape, dtype=torch.float64, device=small.device).masked_fill(~small, -torch.inf)
+    _, support, _ = distinct(zeros.expand(support.shape), support)
+    value = torch.zeros(math.prod(small.shape[:-2]), dtype=torch.float64, device=small.device)
+    exact = torch.ones_like(value, dtype=torch.bool)
+    for block in blocks(support, small.device):
+        found = [_count(mask.cpu().numpy().tobytes(), block.size) for mask in block.of(small)]
+        value = value.index_add(0, block.item, value.new_tensor([count for count, _ in found]))
+        bad = exact.new_tensor([not good for _, good in found])
+        exact[block.item[bad]] = False
+    return value.reshape(small.shape[:-2]).expand(batch), exact.reshape(small.shape[:-2]).expand(batch)
 
 
 @functools.lru_cache(maxsize=256)
-def count_permutations(packed: bytes, n: int) -> tuple[float, bool]:
-    """Log-number of permutations that a connected mask (n, n) with total support allows, and whether it is exact.
-
-    The mask comes packed by ``numpy.packbits``, so that results can be remembered.
-    """
-    mask = np.unpackbits(np.frombuffer(packed, dtype=np.uint8), count=n * n).reshape(n, n).astype(bool)
-    with np.errstate(divide="ignore"):
-        log_a = np.log(mask.astype(np.float64))
-    if mask.all():
-        return float(torch.lgamma(torch.tensor(n + 1.0, dtype=torch.float64))), True
-    if n <= EXACT_LIMIT:
-        return exact_log_permanent(log_a), True
-    return bethe_log_permanent(log_a), False
+def _count(mask: bytes, n: int) -> tuple[float, bool]:
+    """Log-number of permutations of one component, remembered by its mask, and whether it is exact."""
+    allowed = torch.frombuffer(bytearray(mask), dtype=torch.bool).reshape(n, n)
+    if bool(allowed.all()):
+        return math.lgamma(n + 1), True
+    method: Method = "exact" if n <= EXACT_LIMIT else "bethe"
+    logits = torch.zeros(n, n, dtype=torch.float64).masked_fill(~allowed, -torch.inf)
+    return float(log_normalizer(logits, find_support(allowed), method)), method == "exact"

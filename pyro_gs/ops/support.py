@@ -73,6 +73,12 @@ class Support:
         parts = [self.allowed, self.row_component, self.component, self.grounded]
         return Support(size, *[None if part is None else part[items] for part in parts])
 
+    def first(self, dim: int) -> Support:
+        """The first item along a batch dimension, which is kept."""
+        size = torch.Size((*self.shape[:dim], 1, *self.shape[dim + 1 :]))
+        parts = [self.allowed, self.row_component, self.component, self.grounded]
+        return Support(size, *[None if part is None else part.narrow(dim, 0, 1) for part in parts])
+
     def expand(self, batch_shape: torch.Size) -> Support:
         """The same items, expanded to a larger batch shape."""
         size = torch.Size(batch_shape) + self.shape[-2:]
@@ -98,7 +104,7 @@ def _decompose(packed: bytes, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarra
     return mask & (labels[:, None] == column_labels[None, :]), labels.astype(np.int64), column_labels
 
 
-def find_support(allowed: Tensor, name: str = "logits", *, prune: bool = True) -> Support:
+def find_support(allowed: Tensor, name: str = "logits", *, prune: bool = True, warn: bool = True) -> Support:
     """Total support and components of a batch of masks.
 
     Results are remembered by the mask's content, so that a law built at every step of an optimization pays once.
@@ -106,7 +112,8 @@ def find_support(allowed: Tensor, name: str = "logits", *, prune: bool = True) -
     Args:
         allowed: bool, shape (..., n, n).
         name: the argument's name in messages.
-        prune: drop entries that lie on no permutation, with a warning; otherwise they raise.
+        prune: drop entries that lie on no permutation; otherwise they raise.
+        warn: whether to warn of what is dropped.
 
     Raises:
         ValueError: an item allows no permutation (names the item and the rows of a Hall violator), or, with
@@ -129,7 +136,8 @@ def find_support(allowed: Tensor, name: str = "logits", *, prune: bool = True) -
         text = f"{name}{place} permits row {row}, column {column}, which lies on no permutation ({count} such entries)"
         if not prune:
             raise ValueError(text)
-        warn_user(f"{text}; they are forbidden from here on", SupportWarning)
+        if warn:
+            warn_user(f"{text}; they are forbidden from here on", SupportWarning)
     earlier = np.arange(n)[:, None] > np.arange(n)[None, :]
     first = ~((columns[:, :, None] == columns[:, None, :]) & earlier).any(-1)
 
