@@ -1,8 +1,11 @@
 """Latent permutations for Pyro: Sinkhorn operators, Gumbel-Sinkhorn laws, guides and handlers."""
 
 from pyro_gs.distributions import constraints
+from pyro_gs.distributions.gibbs_permutation import GibbsPermutation
+from pyro_gs.distributions.gumbel_matching import GumbelMatching
 from pyro_gs.distributions.gumbel_sinkhorn import GumbelSinkhorn
-from pyro_gs.distributions.kl import gumbel_noise_kl, tightened_kl
+from pyro_gs.distributions.kl import gumbel_noise_kl, monte_carlo_kl, tightened_kl
+from pyro_gs.distributions.straight_through import GumbelSinkhornStraightThrough
 from pyro_gs.distributions.uniform_permutation import UniformPermutation
 from pyro_gs.infer.annealing import AnnealedSVI, ConstantSchedule, ExponentialSchedule, LinearSchedule
 from pyro_gs.infer.autoguide import AutoGumbelSinkhorn
@@ -10,6 +13,7 @@ from pyro_gs.infer.handlers import RelaxMessenger, register_relaxation, relax
 from pyro_gs.ops.implicit import SinkhornSolution, SinkhornWarning
 from pyro_gs.ops.laplacian import laplacian_logdet, laplacian_solve
 from pyro_gs.ops.matching import matching, to_index, to_matrix
+from pyro_gs.ops.permanent import log_permanent
 from pyro_gs.ops.sinkhorn import log_sinkhorn, sinkhorn, solve_sinkhorn
 from pyro_gs.ops.support import SupportWarning
 
@@ -20,7 +24,10 @@ __all__ = [
     "AutoGumbelSinkhorn",
     "ConstantSchedule",
     "ExponentialSchedule",
+    "GibbsPermutation",
+    "GumbelMatching",
     "GumbelSinkhorn",
+    "GumbelSinkhornStraightThrough",
     "LinearSchedule",
     "RelaxMessenger",
     "SinkhornSolution",
@@ -31,8 +38,10 @@ __all__ = [
     "gumbel_noise_kl",
     "laplacian_logdet",
     "laplacian_solve",
+    "log_permanent",
     "log_sinkhorn",
     "matching",
+    "monte_carlo_kl",
     "register_relaxation",
     "relax",
     "sinkhorn",

@@ -163,9 +163,15 @@ class GumbelSinkhorn(TorchDistribution):
         Warns:
             SinkhornWarning: the solver missed its tolerance (see :func:`pyro_gs.sinkhorn`).
         """
-        shape = self._extended_shape(torch.Size(sample_shape))
-        support = self._support.expand(shape[:-2])
-        z = scaled_logits(self.logits, self.temperature, gumbel_noise(shape, self.logits))
+        return self._relaxed(self._perturbed(sample_shape))
+
+    def _perturbed(self, sample_shape: Any) -> Tensor:
+        """``(X + eps) / tau`` in float64 up to a shift of every row."""
+        noise = gumbel_noise(self._extended_shape(torch.Size(sample_shape)), self.logits)
+        return scaled_logits(self.logits, self.temperature, noise)
+
+    def _relaxed(self, z: Tensor) -> RelaxedPermutation:
+        support = self._support.expand(z.shape[:-2])
         tol = default_tol(self.logits.dtype)
         found = scale(z, support, tol=tol, max_iter=_MAX_ITER, relative=False)
         warn_unconverged(tol, found, self.temperature)

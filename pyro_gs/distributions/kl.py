@@ -1,33 +1,44 @@
-r"""Kullback-Leibler divergences between laws of permutations, each with its status.
+r"""Kullback-Leibler divergences between laws of permutations, each with its status (``docs/laws.md`` has all of them).
 
-| function | pair | status |
+| pair | function | status |
 | --- | --- | --- |
-| :func:`gumbel_noise_kl` | GumbelSinkhorn, GumbelSinkhorn | upper bound (the paper's) |
-| ``kl_divergence`` (:func:`tightened_kl`) | GumbelSinkhorn, GumbelSinkhorn | upper bound, minimised over the gauge |
-
-The exact divergence has no closed form; estimate it by averaging ``q.log_prob(P) - p.log_prob(P)``.
+| GumbelSinkhorn, GumbelSinkhorn | :func:`tightened_kl`, registered | upper bound, minimised over the gauge |
+| GumbelSinkhorn, GumbelSinkhorn | :func:`gumbel_noise_kl` | upper bound (the paper's) |
+| GumbelMatching, GumbelMatching or uniform | :func:`gumbel_matching_kl`, registered | upper bound |
+| Gibbs or uniform, Gibbs or uniform | :func:`gibbs_kl`, registered | exact up to 20 rows in a component |
+| any two laws over the same matrices | :func:`monte_carlo_kl` | estimate with its standard error |
 """
 
 from __future__ import annotations
 
 import torch
+from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import register_kl
 
+from pyro_gs.distributions.gibbs_permutation import GibbsPermutation
+from pyro_gs.distributions.gumbel_matching import GumbelMatching
 from pyro_gs.distributions.gumbel_sinkhorn import GumbelSinkhorn, allowed_counts
+from pyro_gs.distributions.uniform_permutation import UniformPermutation
 from pyro_gs.ops.batching import unexpanded
 from pyro_gs.ops.implicit import scale
+from pyro_gs.ops.logits import check_count
+from pyro_gs.ops.permanent import log_normalizer, marginals
 from pyro_gs.ops.sinkhorn import default_tol
 
 _EULER = 0.5772156649015329
 
 
-def _pair(q: GumbelSinkhorn, p: GumbelSinkhorn) -> tuple[Tensor, Tensor, Tensor, GumbelSinkhorn, torch.Size]:
-    """Difference of logits, both temperatures, the smallest law with their support, and the full batch shape."""
+def _check_event(q: TorchDistribution, p: TorchDistribution) -> None:
     if q.event_shape != p.event_shape:
         raise ValueError(
             f"q and p must have the same event_shape, but have {tuple(q.event_shape)} and {tuple(p.event_shape)}"
         )
+
+
+def _pair(q: GumbelSinkhorn, p: GumbelSinkhorn) -> tuple[Tensor, Tensor, Tensor, GumbelSinkhorn, torch.Size]:
+    """Difference of logits, both temperatures, the smallest law with their support, and the full batch shape."""
+    _check_event(q, p)
     batch = torch.broadcast_shapes(q.batch_shape, p.batch_shape)
     t, t0 = (unexpanded(law.temperature.double(), 0) for law in (q, p))
     x, x0 = (unexpanded(law.logits.double(), 2) for law in (q, p))
@@ -117,3 +128,103 @@ def tightened_kl(q: GumbelSinkhorn, p: GumbelSinkhorn) -> Tensor:
 
 
 register_kl(GumbelSinkhorn, GumbelSinkhorn)(tightened_kl)
+
+
+def gumbel_matching_kl(q: GumbelMatching, p: GumbelMatching | UniformPermutation) -> Tensor:
+    """Upper bound of the KL divergence of two laws ``M(X + eps)``; registered as their ``kl_divergence``.
+
+    :func:`tightened_kl` of the relaxed laws at one temperature, which bounds it by data processing. The uniform law is
+    ``M(eps)`` where nothing is forbidden.
+
+    Args:
+        q: with logits X.
+        p: with logits X_0, or uniform over all permutations.
+
+    Returns:
+        Tensor of the broadcast batch shape, in nats; ``inf`` where the allowed pairs differ.
+
+    Raises:
+        ValueError: the event shapes differ.
+        NotImplementedError: ``p`` is uniform with forbidden pairs.
+    """
+    _check_event(q, p)
+    if isinstance(p, UniformPermutation):
+        if p._support.allowed is not None:
+            raise NotImplementedError(
+                "a bound of the KL divergence of GumbelMatching to UniformPermutation exists only where nothing is "
+                "forbidden; estimate it by pyro_gs.monte_carlo_kl(q, p)"
+            )
+        prior = torch.zeros_like(unexpanded(q.logits, 2)[..., :1, :1]).expand(p.batch_shape + p.event_shape)
+    else:
+        prior = p.logits
+    return tightened_kl(GumbelSinkhorn(1.0, q.logits), GumbelSinkhorn(1.0, prior))
+
+
+def gibbs_kl(q: GibbsPermutation | UniformPermutation, p: GibbsPermutation | UniformPermutation) -> Tensor:
+    """Exact KL divergence of Gibbs and uniform laws; registered as their ``kl_divergence``.
+
+    ``<X - X_0, marginals of q> - log perm(exp X) + log perm(exp X_0)``; the uniform law has logits zero.
+
+    Args:
+        q: with logits X.
+        p: with logits X_0.
+
+    Returns:
+        Tensor of the broadcast batch shape, in nats, differentiable once; ``inf`` where ``q`` allows a pair that ``p``
+        forbids.
+
+    Raises:
+        ValueError: the event shapes differ.
+        NotImplementedError: a component of more than 20 rows, or a normalizer other than ``"exact"``.
+    """
+    _check_event(q, p)
+    for law in (q, p):
+        if isinstance(law, GibbsPermutation) and law.normalizer != "exact":
+            raise NotImplementedError(f"the KL divergence is exact, but the normalizer of a law is {law.normalizer!r}")
+        if not bool(law.is_exact.all()):
+            raise NotImplementedError(
+                f"{type(law).__name__} with n={law.n} has a component of more than 20 rows, whose log-permanent is not exact"
+            )
+    x, x0 = q.log_weights.double(), p.log_weights.double()
+    allowed, allowed0 = x > -torch.inf, x0 > -torch.inf
+    gap = torch.where(allowed, x, 0.0) - torch.where(allowed0, x0, 0.0)
+    total = (marginals(x, q._support) * gap).sum((-2, -1)) - log_normalizer(x, q._support) + log_normalizer(x0, p._support)
+    inside = (allowed0 | ~allowed).all(-1).all(-1)
+    return torch.where(inside, total.clamp(min=0.0), torch.inf).to(q.log_weights.dtype)  # clamp: of rounding
+
+
+def monte_carlo_kl(q: TorchDistribution, p: TorchDistribution, num_samples: int = 1000) -> tuple[Tensor, Tensor]:
+    """Monte Carlo estimate of a KL divergence, the mean of ``q.log_prob(P) - p.log_prob(P)``, and its standard error.
+
+    Of relaxed laws it uses their true densities, and is differentiable through ``rsample``; of laws without ``rsample``
+    it carries no gradient. Where a ``log_prob`` is an estimate itself (:class:`GumbelMatching` above three rows,
+    ``num_particles``) its noise is in the standard error, and half its variance in the mean: of ``q`` downward, of ``p``
+    upward.
+
+    Args:
+        q: to draw from.
+        p: of the same event shape.
+        num_samples: number of draws, at least 2.
+
+    Returns:
+        Estimate and standard error, each of the broadcast batch shape, in nats; ``inf`` and NaN where a draw of ``q`` has
+        no density under ``p``.
+
+    Raises:
+        ValueError: the event shapes differ, or ``num_samples`` is below 2.
+    """
+    _check_event(q, p)
+    check_count(num_samples, "num_samples", least=2)
+    shape = torch.Size((num_samples,))
+    q = q.expand(torch.broadcast_shapes(q.batch_shape, p.batch_shape))
+    with torch.set_grad_enabled(torch.is_grad_enabled() and q.has_rsample):
+        value = q.rsample(shape) if q.has_rsample else q.sample(shape)
+        ratio = q.log_prob(value) - p.log_prob(value)
+        return ratio.mean(0), ratio.std(0) / num_samples**0.5
+
+
+register_kl(GumbelMatching, GumbelMatching)(gumbel_matching_kl)
+register_kl(GumbelMatching, UniformPermutation)(gumbel_matching_kl)
+for _left in (GibbsPermutation, UniformPermutation):
+    for _right in (GibbsPermutation, UniformPermutation):
+        register_kl(_left, _right)(gibbs_kl)

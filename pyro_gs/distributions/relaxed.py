@@ -62,7 +62,7 @@ def _version(value: Tensor) -> int:
 
 
 class RelaxedPermutation(Tensor):
-    """A doubly stochastic tensor (..., n, n) with its logarithm.
+    """A doubly stochastic tensor (..., n, n) with its logarithm; a hard one has that of the relaxed one behind it.
 
     Copies, moves, expansions and selections of batch items keep the logarithm; every other operation returns a plain
     tensor, and a change in place, through a view too, drops it.
@@ -93,6 +93,12 @@ class RelaxedPermutation(Tensor):
         """The logarithm, float64, or None after an operation in place."""
         log = self.__dict__.get("_log")
         return None if log is None or log.version != _version(self) else log()
+
+    @property
+    def log_source(self) -> Callable[[], Tensor]:
+        """The logarithm as a function, which computes it when it is first called."""
+        log: Callable[[], Tensor] = self.__dict__["_log"]
+        return log
 
     @classmethod
     def __torch_function__(

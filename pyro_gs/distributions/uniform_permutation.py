@@ -95,7 +95,7 @@ class UniformPermutation(PermutationLaw):
     def sample(self, sample_shape: Any = ()) -> Tensor:
         """Draws of shape sample_shape + batch_shape + (n, n), in torch's default dtype."""
         shape = self._extended_shape(torch.Size(sample_shape))
-        index = sample_matchings(self._logits, self._support, math.prod(sample_shape))
+        index = sample_matchings(self.log_weights, self._support, math.prod(sample_shape))
         return to_matrix(index.reshape(shape[:-1]))
 
     def entropy(self) -> Tensor:
@@ -103,11 +103,10 @@ class UniformPermutation(PermutationLaw):
         return self._counts[0].to(torch.get_default_dtype())
 
     @property
-    def _logits(self) -> Tensor:
-        """Zero where allowed and ``-inf`` elsewhere, float64."""
+    def log_weights(self) -> Tensor:
+        """Logits of the law as a Gibbs law: zero where allowed and ``-inf`` elsewhere, shape batch_shape + (n, n)."""
         small = unexpanded(self.allowed, 2)
-        logits = torch.zeros(small.shape, dtype=torch.float64, device=small.device).masked_fill(~small, -torch.inf)
-        return logits.expand(self.allowed.shape)
+        return torch.zeros(small.shape, device=small.device).masked_fill(~small, -torch.inf).expand(self.allowed.shape)
 
     def marginals(self) -> Tensor:
         """Exact probabilities that row i is matched to column j, shape batch_shape + (n, n).
@@ -117,7 +116,7 @@ class UniformPermutation(PermutationLaw):
         """
         if self._support.allowed is None:
             return torch.full(self.batch_shape + self.event_shape, 1.0 / self.n, device=self.allowed.device)
-        return marginals(self._logits, self._support).to(torch.get_default_dtype())
+        return marginals(self.log_weights, self._support).to(torch.get_default_dtype())
 
     @property
     def mean(self) -> Tensor:
@@ -127,4 +126,4 @@ class UniformPermutation(PermutationLaw):
     @property
     def mode(self) -> Tensor:
         """An allowed permutation, all being as probable, of shape batch_shape + (n, n)."""
-        return matching(self._logits).to(torch.get_default_dtype())
+        return matching(self.log_weights)

@@ -15,12 +15,14 @@ from torch import Tensor
 from torch.distributions import Independent
 
 from pyro_gs.distributions import constraints
+from pyro_gs.distributions.gibbs_permutation import GibbsPermutation
+from pyro_gs.distributions.gumbel_matching import GumbelMatching
 from pyro_gs.distributions.gumbel_sinkhorn import GumbelSinkhorn
 from pyro_gs.distributions.uniform_permutation import UniformPermutation
 from pyro_gs.ops.logits import check_temperature
 
 Temperature = float | Tensor
-Relaxation = Callable[[Any, Temperature], GumbelSinkhorn]
+Relaxation = Callable[[Any, Temperature], dist.TorchDistribution]
 _RELAXATIONS: dict[type, Relaxation] = {}
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -49,8 +51,13 @@ def register_relaxation(law: type) -> Callable[[Relaxation], Relaxation]:
 
 @register_relaxation(UniformPermutation)
 def _relax_uniform(law: UniformPermutation, temperature: Temperature) -> GumbelSinkhorn:
-    logits = torch.zeros(law.allowed.shape, device=law.allowed.device)
-    return GumbelSinkhorn(temperature, logits.masked_fill(~law.allowed, -torch.inf), validate_args=law._validate_args)
+    return GumbelSinkhorn(temperature, law.log_weights, validate_args=law._validate_args)
+
+
+@register_relaxation(GibbsPermutation)
+@register_relaxation(GumbelMatching)
+def _relax_logits(law: GibbsPermutation | GumbelMatching, temperature: Temperature) -> GumbelSinkhorn:
+    return GumbelSinkhorn(temperature, law.logits, validate_args=law._validate_args)
 
 
 def is_permutation_law(fn: Any) -> bool:
@@ -113,11 +120,12 @@ def relax(model: Callable[..., Any] | None = None, temperature: Temperature | Ca
     r"""The model with its permutation sites relaxed to Gumbel-Sinkhorn laws.
 
     ``UniformPermutation(n, allowed)`` becomes ``GumbelSinkhorn(temperature, X)`` with ``X`` zero where allowed and
-    ``-inf`` elsewhere; other laws as :func:`register_relaxation` says. Wrappers (``mask``, ``to_event``, ``expand``,
-    plates) are kept. Observed sites, and ``GumbelSinkhorn`` priors written into the model, stay as they are.
+    ``-inf`` elsewhere, ``GumbelMatching(X)`` and ``GibbsPermutation(X)`` become ``GumbelSinkhorn(temperature, X)``, others
+    what :func:`register_relaxation` says. Wrappers (``mask``, ``to_event``, ``expand``, plates) are kept. Observed
+    sites, and ``GumbelSinkhorn`` priors written into the model, stay as they are.
 
-    The relaxed prior is an approximation: as the temperature falls it tends to ``M(eps)``, which is uniform only where
-    nothing is forbidden.
+    As the temperature falls the relaxed prior tends to ``M(X + eps)``. That is ``GumbelMatching(X)`` itself; for the others
+    it is an approximation, ``M(eps)`` being uniform only where nothing is forbidden.
 
     Args:
         model: a Pyro model; without it a context manager is returned.

@@ -111,6 +111,12 @@ def check_temperature(temperature: float | Tensor, name: str = "temperature") ->
         raise ValueError(f"{name} must be positive and finite, but is {temperature}")
 
 
+def check_count(value: int, name: str, *, least: int) -> None:
+    """Raise ``ValueError`` unless ``value`` is an integer of at least ``least``."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name} must be an integer of at least {least}, but is {value!r}")
+
+
 def broadcast_batch(temperature: Tensor, logits: Tensor) -> torch.Size:
     """Batch shape of logits (..., n, n) at a tensor of temperatures.
 

@@ -84,7 +84,7 @@ def _draw(x: Tensor, z: Tensor, count: int) -> Tensor:
         return out
     for item in rest.tolist():
         if bool((x[item] > -torch.inf).all()):
-            out[:, item] = _draw_by_blocks(z[item], count)
+            out[:, item] = draw_by_blocks(z[item], count)
         else:
             rng = np.random.default_rng(int(torch.randint(2**62, ())))
             draws = [draw_by_chain(z[item].exp().cpu().numpy(), rng) for _ in range(count)]
@@ -118,7 +118,7 @@ def draw_exactly(a: Tensor, count: int) -> Tensor:
     return out
 
 
-def _draw_by_blocks(z: Tensor, count: int) -> Tensor:
+def draw_by_blocks(z: Tensor, count: int) -> Tensor:
     """Block Gibbs draws for one matrix (n, n) without a forbidden entry: long (count, n)."""
     n = len(z)
     u = torch.rand(count, n, n, dtype=z.dtype, device=z.device).clamp_(min=1e-300)

@@ -272,20 +272,30 @@ def in_chunks(z: Tensor) -> tuple[Tensor, ...]:
     return z.split(max(1, _TABLE >> (z.shape[-1] + 1))) if len(z) else (z,)
 
 
-def marginals(logits: Tensor, support: Support) -> Tensor:
-    r"""Exact marginals of ``p(P) ~ exp <logits, P>``, float64 (..., n, n), differentiable once.
+def marginals(logits: Tensor, support: Support, method: Method = "exact") -> Tensor:
+    r"""Marginals of ``p(P) ~ exp <logits, P>``, float64 (..., n, n), differentiable once.
+
+    Exact; with a Bethe method the beliefs, with a Sinkhorn method ``S(logits)``.
 
     Raises:
-        ValueError: a component of more than 20 rows.
+        ValueError: the method is ``"exact"`` and a component has more than 20 rows.
     """
-    check_exact(support, "marginals")
+    if method == "exact":
+        check_exact(support, "the matrix of marginals")
     x, support, batch = distinct(logits, support)
-    z = balance(x, support)
-    out = torch.zeros_like(x).reshape(-1, *x.shape[-2:])
-    for block in blocks(support, x.device):
-        where = (block.item[:, None, None], block.rows[:, :, None], block.columns[:, None, :])
-        out = out.index_put(where, _Marginals.apply(block.of(z)))
-    return out.reshape(x.shape).expand(batch + x.shape[-2:])
+    if method.startswith("sinkhorn"):
+        out = scale(x, support, tol=_TOL, max_iter=500, relative=False).log_p.exp()
+    elif method.startswith("bethe"):
+        log_b, _ = _beliefs(balance(x.detach(), support), support)
+        out = log_b.exp()
+    else:
+        z = balance(x, support)
+        out = torch.zeros_like(x).reshape(-1, *x.shape[-2:])
+        for block in blocks(support, x.device):
+            where = (block.item[:, None, None], block.rows[:, :, None], block.columns[:, None, :])
+            out = out.index_put(where, _Marginals.apply(block.of(z)))
+        out = out.reshape(x.shape)
+    return out.expand(batch + x.shape[-2:])
 
 
 def balance(x: Tensor, support: Support) -> Tensor:

@@ -1,0 +1,173 @@
+"""The Gibbs law over permutations, ``p(P)`` proportional to ``exp <X, P>``."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+from torch.distributions import constraints as torch_constraints
+
+from pyro_gs.distributions.permutation_law import PermutationLaw
+from pyro_gs.ops.logits import check_logits
+from pyro_gs.ops.matching import matching, to_matrix
+from pyro_gs.ops.matching_samples import sample_matchings
+from pyro_gs.ops.permanent import EXACT_LIMIT, Method, check_method, component_sizes, log_normalizer, marginals
+from pyro_gs.ops.support import find_support
+
+
+class GibbsPermutation(PermutationLaw):
+    r"""Random permutation matrix with ``p(P) = exp <X, P> / perm(exp X)``.
+
+    The exponential family over permutations, whose log-normalizer is the log-permanent and whose mean is the matrix of
+    marginals. It does not change when a number is added to a row or to a column of the logits. Pyro's ``OneOneMatching``
+    is this law on index vectors: see :meth:`to_one_one_matching`.
+
+    - **log_prob**, :meth:`marginals` and :meth:`entropy` are exact for components of at most 20 rows. Larger ones raise,
+      unless ``normalizer`` names another method of :func:`pyro_gs.log_permanent`; then they are what follows from that
+      bound in place of the log-permanent (``"bethe"`` and ``"sinkhorn_lower"`` make log-probabilities too large,
+      ``"bethe_upper"`` and ``"sinkhorn_upper"`` too small), by a number that does not depend on the permutation.
+    - **Samples** are exact in the same components, whatever the normalizer. Larger ones are drawn by Markov chain Monte
+      Carlo: block Gibbs in blocks of eight rows where nothing is forbidden, else the chain of Jerrum and Sinclair
+      (``ops/matching_samples.py``).
+
+    Under ``pyro_gs.relax`` the law becomes ``GumbelSinkhorn(temperature, logits)``, whose zero-temperature limit
+    ``M(X + eps)`` is another law with the same logits.
+
+    Args:
+        logits: ``X``, log-potentials, shape (..., n, n), float32 or float64; larger is better, ``-inf`` forbids.
+        normalizer: a method of :func:`pyro_gs.log_permanent`.
+        validate_args: validate values; by default Pyro's setting.
+
+    Raises:
+        TypeError: ``logits`` of an integer or half-precision dtype.
+        ValueError: NaN or +inf in ``logits``, not square, no permutation allowed, an unknown ``normalizer``. Later, where
+            something exact is asked for, a component of more than 20 rows.
+
+    Example:
+        >>> import torch
+        >>> d = GibbsPermutation(torch.eye(3))
+        >>> d.log_prob(d.enumerate_support()).exp().sum()
+        tensor(1.0000)
+        >>> d.marginals()[0]
+        tensor([0.5214, 0.2393, 0.2393])
+    """
+
+    arg_constraints = {"logits": torch_constraints.independent(torch_constraints.real, 2)}  # noqa: RUF012
+    _expanded = {"logits": 2}  # noqa: RUF012
+    _kept = ("normalizer",)
+
+    logits: Tensor
+
+    def __init__(self, logits: Tensor, normalizer: Method = "exact", validate_args: bool | None = None) -> None:
+        check_logits(logits, half=False)
+        check_method(normalizer, "normalizer")
+        self._support = find_support(logits.detach() > -torch.inf, warn=False)
+        allowed = self._support.allowed
+        self.logits = logits if allowed is None else torch.where(allowed, logits, -torch.inf)
+        self.normalizer: Method = normalizer
+        super().__init__(logits.shape[:-2], logits.shape[-1], validate_args)
+
+    @classmethod
+    def infer_shapes(cls, **arg_shapes: Any) -> tuple[torch.Size, torch.Size]:
+        """Batch and event shape from the shape of ``logits``."""
+        logits = torch.Size(arg_shapes["logits"])
+        return logits[:-2], logits[-2:]
+
+    @property
+    def log_weights(self) -> Tensor:
+        """Logits of the law as a Gibbs law: the ``logits``."""
+        return self.logits
+
+    @property
+    def is_exact(self) -> Tensor:
+        """Whether samples are exact, and probabilities with the normalizer ``"exact"``; bool of the batch shape."""
+        good = component_sizes(self._support).amax(-1) <= EXACT_LIMIT
+        return good.to(self.logits.device).expand(self.batch_shape)
+
+    def log_normalizer(self) -> Tensor:
+        """Log-permanent by the law's method, nats, of the batch shape.
+
+        Raises:
+            ValueError: the method is ``"exact"`` and a component has more than 20 rows.
+        """
+        return log_normalizer(self.logits, self._support, self.normalizer).to(self.logits.dtype)
+
+    def _log_prob(self, value: Tensor) -> Tensor:
+        chosen = torch.where((value != 0) & (self.logits > -torch.inf), self.logits, 0.0).double().sum((-2, -1))
+        return (chosen - log_normalizer(self.logits, self._support, self.normalizer)).to(self.logits.dtype)
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        """Draws of shape sample_shape + batch_shape + (n, n)."""
+        shape = self._extended_shape(torch.Size(sample_shape))
+        index = sample_matchings(self.logits.detach(), self._support, math.prod(sample_shape))
+        return to_matrix(index.reshape(shape[:-1]), dtype=self.logits.dtype)
+
+    def marginals(self) -> Tensor:
+        """Probabilities that row i is matched to column j, shape batch_shape + (n, n), differentiable once.
+
+        The gradient of the log-permanent. With the normalizer ``"bethe"`` or ``"bethe_upper"`` the Bethe beliefs; with one
+        of the Sinkhorn family ``S(logits)``.
+
+        Raises:
+            ValueError: the normalizer is ``"exact"`` and a component has more than 20 rows.
+        """
+        return marginals(self.logits, self._support, self.normalizer).to(self.logits.dtype)
+
+    @property
+    def mean(self) -> Tensor:
+        """The :meth:`marginals`."""
+        return self.marginals()
+
+    @property
+    def variance(self) -> Tensor:
+        """Variance of every entry, ``m (1 - m)``."""
+        mean = self.marginals()
+        return mean * (1 - mean)
+
+    @property
+    def mode(self) -> Tensor:
+        """The matching of the logits, a most probable permutation, of shape batch_shape + (n, n)."""
+        return matching(self.logits)
+
+    def entropy(self) -> Tensor:
+        """``log perm(exp X) - <X, marginals>``, nats, of the batch shape; differentiable once.
+
+        Raises:
+            ValueError: the normalizer is ``"exact"`` and a component has more than 20 rows.
+        """
+        x = torch.where(self.logits > -torch.inf, self.logits, 0.0).double()
+        mean = marginals(self.logits, self._support, self.normalizer)
+        total = log_normalizer(self.logits, self._support, self.normalizer)
+        return (total - (x * mean).sum((-2, -1))).to(self.logits.dtype)
+
+    def to_one_one_matching(self, bp_iters: int | None = None) -> dist.OneOneMatching:
+        """The same law on index vectors, as Pyro has it; its values are ``to_index(P)``.
+
+        Args:
+            bp_iters: as there; with enough of them its log-normalizer is ``log_permanent(method="sinkhorn_bethe")``.
+
+        Raises:
+            ValueError: the law has a batch shape, which ``OneOneMatching`` has not.
+        """
+        if self.batch_shape:
+            raise ValueError(
+                f"OneOneMatching has no batches, but this law has batch_shape {tuple(self.batch_shape)}; convert its items, "
+                "GibbsPermutation(logits[i]).to_one_one_matching()"
+            )
+        return dist.OneOneMatching(self.logits, bp_iters=bp_iters)
+
+    @classmethod
+    def from_one_one_matching(cls, law: dist.OneOneMatching, validate_args: bool | None = None) -> GibbsPermutation:
+        """Pyro's law on index vectors as this law on matrices; its values are ``to_matrix(index)``.
+
+        The normalizer is exact, or ``"sinkhorn_bethe"`` where ``law`` has ``bp_iters``.
+
+        Raises:
+            TypeError: ``law`` is no ``OneOneMatching``.
+        """
+        if not isinstance(law, dist.OneOneMatching):
+            raise TypeError(f"law must be a pyro.distributions.OneOneMatching, but is {type(law).__name__}")
+        return cls(law.logits, "exact" if law.bp_iters is None else "sinkhorn_bethe", validate_args)

@@ -1,0 +1,168 @@
+r"""``P(M(X + eps) = P)`` as an integral over dual potentials of the assignment.
+
+Relabel the columns so that the permutation is the identity. It is the best one exactly if no cycle of rows gains by
+passing its columns on, that is, if there are potentials ``b`` with ``Y_ij + b_j <= Y_ii + b_i`` for ``Y = X + eps``. The
+smallest ones with ``b_n = 0`` are lengths of longest paths to row n, and make one inequality of every other row an equation;
+those equations form a tree directed to n. Row i meets its inequalities with probability ``Q_ii``, ``Q = softmax_j(X_ij +
+b_j)``, with density ``Q_ii Q_ij`` for an equation at j; and the sum over trees is a determinant (``docs/density.md``):
+
+    p(identity) = integral over b in R^(n-1) of prod_i Q_ii(b) det(I - Q(b))'.
+
+``sum_i log Q_ii`` is the dual of the Sinkhorn problem up to a constant, so the integrand has its bulk at ``Q = S(X)``.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pyro_gs.ops.arborescences import log_arborescences
+from pyro_gs.ops.implicit import scale
+from pyro_gs.ops.laplacian import grounded_nodes, log_tie_weights
+from pyro_gs.ops.permanent import blocks
+from pyro_gs.ops.quadrature import log_plane_integral
+from pyro_gs.ops.support import Support
+from pyro_gs.ops.tree import CutBasis
+
+EXACT_ROWS = 3
+"""Largest component whose probabilities are exact."""
+
+ESTIMATE_ROWS = 32
+"""Largest component whose probabilities are estimated; beyond, too few draws count."""
+
+_DEGREES = 10.0  # of freedom of the proposal
+_PILOTS = 3
+_PER_DIMENSION = 3  # effective draws for each dimension, before a covariance is believed
+_TEMPERINGS = 20
+_STEP = 0.6  # the integrand is analytic in a strip of width pi
+_TAIL = 28.0  # beyond its flat part it falls by a factor of e a unit or faster
+_NODES = 400
+_SERIES = 0.05
+
+
+def log_matching_probability(logits: Tensor, support: Support, index: Tensor, num_particles: int) -> Tensor:
+    """Log-probability that ``M(logits + eps)`` is the permutation ``index``, float64 of the batch shape.
+
+    Exact for components of at most :data:`EXACT_ROWS` rows; else an importance-sampling estimate.
+
+    Args:
+        logits: shape (..., n, n), checked.
+        support: of them.
+        index: an allowed permutation, shape (..., n).
+        num_particles: size of the importance sample.
+    """
+    n = logits.shape[-1]
+    x = logits.double().reshape(-1, n, n)
+    support = support.reshape(tuple(x.shape))
+    index = index.reshape(-1, n)
+    out = torch.zeros_like(x[:, 0, 0])
+    for block in blocks(support, x.device):
+        if block.size == 1:
+            continue
+        columns = index[block.item].gather(-1, block.rows)  # the permutation becomes the identity
+        part = x[block.item[:, None, None], block.rows[:, :, None], columns[:, None, :]]
+        out = out.index_add(0, block.item, _log_identity(part, num_particles))
+    return out.reshape(logits.shape[:-2])
+
+
+def _log_identity(x: Tensor, num_particles: int) -> Tensor:
+    """Log-probability of the identity for connected matrices (g, s, s) with s > 1, shape (g,)."""
+    size = x.shape[-1]
+    if size == 2:
+        return log_pair_probability(x[:, 0, 0] + x[:, 1, 1] - x[:, 0, 1] - x[:, 1, 0])
+    support = Support(x.shape)
+    log_q = scale(x, support, tol=1e-10, max_iter=500, relative=True).log_p
+    if size == 3:
+        flat = torch.where(log_q > -torch.inf, -log_q, 0.0).detach().amax((-2, -1))
+        # The integral does not depend on where it is centred: potentials are constants.
+        z = torch.where(log_q > -torch.inf, log_q.detach() + (x - x.detach()), -torch.inf)
+        return log_plane_integral(_on_plane, (z,), flat + _TAIL, _STEP, _NODES)
+    return _importance(log_q.detach(), x, num_particles)
+
+
+def _log_integrand(z: Tensor, b: Tensor) -> Tensor:
+    """Logarithm of ``prod_i Q_ii det(I - Q)'`` at potentials ``b`` (k, g, s), the first zero: (k, g)."""
+    log_q = (z + b[..., None, :]).log_softmax(-1)
+    return log_q.diagonal(dim1=-2, dim2=-1).sum(-1) + log_arborescences(log_q.flip(-1, -2))
+
+
+def _on_plane(nodes: Tensor, z: Tensor) -> Tensor:
+    b = torch.cat([torch.zeros_like(nodes[:, :1]), nodes], -1)
+    return _log_integrand(z, b[:, None]).T
+
+
+class _Student(NamedTuple):
+    """Multivariate t laws of potentials: shapes (g, k) and (g, k, k), the first potential being zero and left out."""
+
+    center: Tensor
+    factor: Tensor
+
+    def draw(self, count: int) -> tuple[Tensor, Tensor]:
+        """Potentials (count, g, k + 1) and their log densities (count, g)."""
+        k = self.center.shape[-1]
+        noise = torch.randn(count, *self.center.shape, dtype=self.center.dtype, device=self.center.device)
+        half = torch.full(noise.shape[:-1], 0.5 * _DEGREES, dtype=noise.dtype, device=noise.device)
+        noise = noise / (torch._standard_gamma(half) / half).sqrt()[..., None]
+        b = self.center + (self.factor @ noise[..., None])[..., 0]
+        constant = math.lgamma(0.5 * (_DEGREES + k)) - math.lgamma(0.5 * _DEGREES) - 0.5 * k * math.log(_DEGREES * math.pi)
+        volume = self.factor.diagonal(dim1=-2, dim2=-1).abs().log().sum(-1)
+        density = constant - volume - 0.5 * (_DEGREES + k) * torch.log1p(noise.square().sum(-1) / _DEGREES)
+        return torch.nn.functional.pad(b, (1, 0)), density
+
+    @staticmethod
+    def fitted(b: Tensor, log_weight: Tensor) -> _Student:
+        """The law with the mean and covariance of weighted potentials; weights are tempered until enough of them count."""
+        k = b.shape[-1] - 1
+        for _ in range(_TEMPERINGS):
+            p = log_weight.softmax(0)
+            poor = p.square().sum(0) * _PER_DIMENSION * k > 1
+            if not bool(poor.any()):
+                break
+            log_weight = torch.where(poor, 0.7 * log_weight, log_weight)
+        p = log_weight.softmax(0)
+        center = torch.einsum("pg,pgi->gi", p, b[..., 1:])
+        off = b[..., 1:] - center
+        covariance = torch.einsum("pg,pgi,pgj->gij", p, off, off) * (_DEGREES - 2) / _DEGREES
+        ridge = 1e-6 * covariance.diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None]
+        return _Student(center, torch.linalg.cholesky(covariance + ridge * torch.eye(k, dtype=b.dtype, device=b.device)))
+
+
+def _importance(log_q: Tensor, x: Tensor, num_particles: int) -> Tensor:
+    """Importance-sampling estimate with a multivariate t proposal, whose tails are heavier than the integrand's.
+
+    It starts from the Laplace approximation of the dual alone; pilot runs of the same size, not used for the estimate,
+    bring its mean and covariance to those of the integrand.
+    """
+    z = torch.where(log_q > -torch.inf, log_q + (x - x.detach()), -torch.inf)
+    with torch.no_grad():
+        g, size, _ = x.shape
+        found = CutBasis(log_tie_weights(log_q), grounded_nodes(Support(x.shape), log_q))
+        unit = torch.eye(size, dtype=x.dtype, device=x.device)[1:, None, :].expand(-1, g, -1)
+        factor = found.gaussian(unit)[..., 1:].permute(1, 2, 0)
+        proposal = _Student(torch.zeros_like(factor[..., 0]), torch.linalg.cholesky(factor @ factor.mT))
+        for _ in range(_PILOTS):
+            b, density = proposal.draw(num_particles)
+            proposal = _Student.fitted(b, _log_integrand(z, b) - density)
+        b, density = proposal.draw(num_particles)
+    return torch.logsumexp(_log_integrand(z, b) - density, 0) - math.log(num_particles)
+
+
+def log_pair_probability(d: Tensor) -> Tensor:
+    """Log-probability that a sum of two logistic variables exceeds ``-d``: the exact law of two rows.
+
+    ``e^d (e^d - 1 - d) / (e^d - 1)^2``.
+    """
+    t = d.abs().clamp(max=1e300)
+    near = t < _SERIES
+    s = torch.where(near, 1.0, t)
+    # Of the less probable side: e^-t (t - 1 + e^-t) / (1 - e^-t)^2.
+    e = (-s).exp()
+    far = -s + (s - 1 + e).log() - 2 * (-torch.expm1(-s)).log()
+    u = torch.where(near, t, 0.0)
+    series = 0.5 - u / 6 + u**3 / 180 - u**5 / 5040 + u**7 / 151200
+    low = torch.where(near, series.log(), far)
+    high = torch.log1p(-low.exp())
+    return torch.where(d > 0, high, low)
