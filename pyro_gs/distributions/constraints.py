@@ -96,7 +96,7 @@ class UnimodalRowStochastic(Constraint):
 
 
 def underflowed(value: Tensor) -> Tensor:
-    """Entries too small for the dtype to hold their digits, in a value that does not carry its logarithm; bool (..., n, n)."""
+    """Entries too small for the dtype to hold their digits, of a value that does not carry its logarithm; bool."""
     if isinstance(value, RelaxedPermutation) and value.log_p is not None:
         return torch.zeros(value.shape, dtype=torch.bool, device=value.device)
     p = plain(value).detach()

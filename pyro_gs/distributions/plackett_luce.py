@@ -113,7 +113,7 @@ class PlackettLuce(PermutationLaw):
         Example:
             >>> import torch
             >>> PlackettLuce(torch.zeros(3)).entropy().exp()
-            tensor(6.0000)
+            tensor(6.)
         """
         if self.n > SUBSET_LIMIT:
             raise NotImplementedError(
@@ -125,4 +125,4 @@ class PlackettLuce(PermutationLaw):
 
 def _descending(scores: Tensor, dtype: torch.dtype) -> Tensor:
     """Matrices that sort scores (..., n) in descending order."""
-    return to_matrix(scores.argsort(-1, descending=True, stable=True), dtype=dtype)
+    return to_matrix(scores.sort(dim=-1, descending=True, stable=True).indices, dtype=dtype)

@@ -18,7 +18,7 @@ from pyro_gs.distributions.relaxed import RelaxedPermutation, log_of
 from pyro_gs.ops.logits import check_floating, check_temperature, describe, first_position
 from pyro_gs.ops.ranking import broadcast_parameter, centered, check_scores, log_neural_sort, neural_sort_scores
 
-_EULER = 0.5772156649015329
+EULER = 0.5772156649015329
 
 
 class RelaxedPlackettLuce(TorchDistribution):
@@ -84,6 +84,7 @@ class RelaxedPlackettLuce(TorchDistribution):
         check_scores(scores)
         check_temperature(temperature)
         tau = torch.as_tensor(temperature, dtype=scores.dtype, device=scores.device)
+        check_temperature(tau)  # float32 may have underflowed
         batch_shape, n = broadcast_parameter(tau, "temperature", scores.shape[:-1], "scores"), scores.shape[-1]
         self.temperature = tau.expand(batch_shape)
         self.scores = scores.expand((*batch_shape, n))
@@ -132,7 +133,7 @@ class RelaxedPlackettLuce(TorchDistribution):
         the law.
         """
         n = torch.tensor(float(self.event_shape[-1]), dtype=torch.float64, device=self.scores.device)
-        constant = n * (torch.digamma(n) + _EULER) - torch.lgamma(n)
+        constant = n * (torch.digamma(n) + EULER) - torch.lgamma(n)
         return (constant - (n - 1) * self.temperature.double().log()).to(self.scores.dtype)
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
@@ -155,7 +156,8 @@ class RelaxedPlackettLuce(TorchDistribution):
         Raises:
             TypeError: not a floating tensor.
             ValueError: another event shape, a batch that does not broadcast, or an entry that underflowed (zero or
-                below the smallest normal number) and lost its logarithm; with validation, a value that NeuralSort does not return.
+                below the smallest normal number) and lost its logarithm; with validation, a value that NeuralSort does
+                not return.
         """
         batch = check_value_shape(value, self.event_shape, self.batch_shape)
         check_floating(value, "value")
@@ -163,10 +165,10 @@ class RelaxedPlackettLuce(TorchDistribution):
             self._check_support(value)
         lost = constraints.underflowed(value)
         if bool(lost.any()):
-            *item, row, column = first_position(lost)
+            *item, row, column = position = first_position(lost)
             raise ValueError(
-                f"value{describe(tuple(item))} is {float(value[(*item, row, column)].detach()):g} at row {row}, column {column}, "
-                f"too small for {value.dtype} to hold its digits, so it has no density; score the tensor that rsample returned "
+                f"value{describe(tuple(item))} is {float(value[position].detach()):g} at row {row}, column {column}, too "
+                f"small for {value.dtype} to hold its digits, so it has no density; score the tensor that rsample returned "
                 "itself, which carries its logarithm, or use float64 or a higher temperature"
             )
         log_p = log_of(value)
@@ -181,7 +183,7 @@ class RelaxedPlackettLuce(TorchDistribution):
             item = first_position(~good) if good.dim() else ()
             raise ValueError(
                 f"value{describe(item)} is not in the support of {type(self).__name__}: expected a matrix that NeuralSort "
-                "returns, as RelaxedPlackettLuce samples it (rows that sum to one and a log P whose rows differ by multiples "
-                "of one vector); a doubly stochastic matrix of another relaxed law has no density here, so guide and model "
-                "must both use this law"
+                "returns, as RelaxedPlackettLuce samples it (rows that sum to one and a log P whose rows differ by "
+                "multiples of one vector); a doubly stochastic matrix of another relaxed law has no density here, so "
+                "guide and model must both use this law"
             )

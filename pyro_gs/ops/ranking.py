@@ -23,11 +23,10 @@ def check_scores(scores: Tensor, name: str = "scores") -> None:
         raise ValueError(f"{name} must have shape (..., n) with n >= 1, but has shape {tuple(scores.shape)}")
     bad = ~scores.detach().isfinite()
     if bool(bad.any()):
-        *item, position = first_position(bad)
-        value = float(scores.detach()[(*item, position)])
+        *item, position = index = first_position(bad)
         raise ValueError(
-            f"{name}{describe(tuple(item))} has the entry {value} at position {position}; entries must be finite, since "
-            "every item has a place in the ranking"
+            f"{name}{describe(tuple(item))} has the entry {float(scores.detach()[index])} at position {position}; entries "
+            "must be finite, since every item has a place in the ranking"
         )
 
 
