@@ -8,8 +8,9 @@ r"""Kullback-Leibler divergences between ranking laws, all of them exact, regist
 | :func:`mallows_kl` | Mallows, Mallows | exact for any n and any two centers |
 | :func:`mallows_uniform_kl` | Mallows, UniformPermutation | exact for any n |
 
-Where one is not computed it raises ``NotImplementedError``, upon which Pyro's ``TraceMeanField_ELBO`` takes the Monte Carlo
-estimate, the mean of ``q.log_prob(P) - p.log_prob(P)`` over draws of ``q``.
+Where one is not computed it raises ``NotImplementedError``; the mean of ``q.log_prob(P) - p.log_prob(P)`` over draws of
+``q`` estimates it. Pyro's ``TraceMeanField_ELBO`` then does so by itself; it takes reparametrized guides only, here the
+relaxed law.
 """
 
 from __future__ import annotations

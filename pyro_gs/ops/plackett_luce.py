@@ -49,14 +49,15 @@ def position_probabilities(scores: Tensor) -> Tensor:
         above 50 count as 50) and, for more than 18 items, the root of n.
     """
     batch, n = scores.shape[:-1], scores.shape[-1]
+    if not scores.numel():
+        return scores.new_zeros(*batch, n, n)
     s = _without_gaps(scores.reshape(-1, n))
     order = n | 1
     angle = -2 * math.pi / order * torch.arange(order // 2 + 1, dtype=s.dtype, device=s.device)
     root = torch.polar(torch.ones_like(angle), angle)
     step = min(_STEP, _CROWD / math.sqrt(n))
     low = s.detach().amin(-1, keepdim=True) - _BELOW
-    width = float(-low.amin()) + _ABOVE if len(s) else 0.0
-    steps = torch.arange(math.ceil(width / step), dtype=s.dtype, device=s.device) * step
+    steps = torch.arange(math.ceil((_ABOVE - float(low.amin())) / step), dtype=s.dtype, device=s.device) * step
 
     def part(s: Tensor, g: Tensor) -> Tensor:
         x = (s[..., None] - g[:, None]).clamp(max=_EXPONENT)
@@ -66,7 +67,7 @@ def position_probabilities(scores: Tensor) -> Tensor:
         others = (factor.sum(1, keepdim=True) - factor).exp()
         return ((x - rate).exp()[..., None] * others).sum(-2)
 
-    size = max(1, _TABLE // max(1, s.numel() * len(root)))
+    size = max(1, _TABLE // (s.numel() * len(root)))
     total = torch.zeros((*s.shape, len(root)), dtype=root.dtype, device=s.device)
     for g in steps.split(size):
         total = total + checkpoint(part, s, low + g, use_reentrant=False, preserve_rng_state=False)
