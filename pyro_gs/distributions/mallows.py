@@ -96,7 +96,8 @@ class Mallows(PermutationLaw):
             place = m - passed[..., m : m + 1]
             position[..., :m] += position[..., :m] >= place
             position[..., m : m + 1] = place
-        items = self.center.argmax(-1).expand(shape).gather(-1, position.argsort(-1))
+        # The positions of the items and, inversely, the items by position are equally far from the center: either will do.
+        items = self.center.argmax(-1).expand(shape).gather(-1, position)
         return to_matrix(items, dtype=self.center.dtype)
 
     @property
