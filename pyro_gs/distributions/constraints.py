@@ -1,4 +1,4 @@
-"""Constraints for relaxed and hard permutations; both have ``event_dim = 2`` and are aware of forbidden pairs."""
+"""Constraints for relaxed and hard permutations, with ``event_dim = 2``; the first two are aware of forbidden pairs."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ import torch
 from torch import Tensor
 from torch.distributions import biject_to, transform_to
 from torch.distributions.constraints import Constraint
+
+from pyro_gs.distributions.relaxed import RelaxedPermutation, log_of, plain
+from pyro_gs.ops.ranking import log_neural_sort, neural_sort_scores
 
 # Error of a marginal that a dtype's Sinkhorn result, summed in that dtype, may show.
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4}
@@ -67,6 +70,39 @@ class Permutation(Constraint):
         return "Permutation()" if self.allowed is None else f"Permutation(allowed={tuple(self.allowed.shape)})"
 
 
+class UnimodalRowStochastic(Constraint):
+    """Row-stochastic matrices that NeuralSort returns, the values of ``RelaxedPlackettLuce``.
+
+    Non-negative, with rows that sum to one and ``log P[i, j] - log P[i + 1, j] = 2 r_j`` up to a number of the row, for the
+    one ``r`` whose NeuralSort is ``P`` (Grover et al. 2019). Sums to 1e-6 in float64 and 1e-4 in float32 and below, and
+    logarithms, in units of ``1 + |log P|``, as well. Columns need not sum to one. Of a value with entries that underflowed,
+    without the logarithm that samples carry, only the rows are checked.
+    """
+
+    is_discrete = False
+    event_dim = 2
+
+    def check(self, value: Tensor) -> Tensor:
+        """Bool of the batch shape of ``value``."""
+        tolerance = _TOLERANCE.get(value.dtype, 1e-2)
+        p, log_p = plain(value).detach(), log_of(value).detach()
+        good = (p >= 0).all(-1).all(-1) & ((p.sum(-1) - 1).abs() <= tolerance).all(-1)
+        gap = (log_neural_sort(neural_sort_scores(log_p)) - log_p).abs()
+        close = (gap <= tolerance * (1 + log_p.abs())).all(-1).all(-1)
+        return good & (close | underflowed(value).any(-1).any(-1))
+
+    def __repr__(self) -> str:
+        return "UnimodalRowStochastic()"
+
+
+def underflowed(value: Tensor) -> Tensor:
+    """Entries too small for the dtype to hold their digits, of a value that does not carry its logarithm; bool."""
+    if isinstance(value, RelaxedPermutation) and value.log_p is not None:
+        return torch.zeros(value.shape, dtype=torch.bool, device=value.device)
+    p = plain(value).detach()
+    return p < torch.finfo(p.dtype).tiny
+
+
 def _no_transform(constraint: Constraint) -> NoReturn:
     raise NotImplementedError(
         f"{constraint} has no unconstraining transform, so a site with it is not for NUTS, HMC or guides such as "
@@ -75,9 +111,10 @@ def _no_transform(constraint: Constraint) -> NoReturn:
     )
 
 
-for _kind in (DoublyStochastic, Permutation):
+for _kind in (DoublyStochastic, Permutation, UnimodalRowStochastic):
     biject_to.register(_kind, _no_transform)
     transform_to.register(_kind, _no_transform)
 
 doubly_stochastic = DoublyStochastic()
 permutation = Permutation()
+unimodal_row_stochastic = UnimodalRowStochastic()

@@ -96,16 +96,7 @@ class PermutationLaw(TorchDistribution):
         raise NotImplementedError
 
     def _check_value(self, value: Tensor) -> None:
-        n = self.n
-        if not isinstance(value, Tensor) or value.dim() < 2 or value.shape[-2:] != self.event_shape:
-            found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            raise ValueError(f"value must have shape (..., {n}, {n}), but has {found}")
-        try:
-            torch.broadcast_shapes(value.shape[:-2], self.batch_shape)
-        except RuntimeError:
-            raise ValueError(
-                f"value of shape {tuple(value.shape)} does not broadcast with the batch shape {tuple(self.batch_shape)}"
-            ) from None
+        check_value_shape(value, self.event_shape, self.batch_shape)
         if not self._validate_args:
             return
         good = constraints.permutation.check(value)
@@ -133,6 +124,23 @@ class PermutationLaw(TorchDistribution):
         values = to_matrix(index.to(like.device), dtype=dtype)
         values = values.reshape((-1,) + (1,) * len(self.batch_shape) + tuple(self.event_shape))
         return values.expand((-1, *self.batch_shape, *self.event_shape)) if expand else values
+
+
+def check_value_shape(value: Tensor, event_shape: torch.Size, batch_shape: torch.Size) -> torch.Size:
+    """Batch shape that a value (..., n, n) and a law have together.
+
+    Raises:
+        ValueError: another event shape, or a batch that does not broadcast.
+    """
+    if not isinstance(value, Tensor) or value.dim() < 2 or value.shape[-2:] != event_shape:
+        found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(f"value must have shape (..., {event_shape[0]}, {event_shape[1]}), but has {found}")
+    try:
+        return torch.Size(torch.broadcast_shapes(value.shape[:-2], batch_shape))
+    except RuntimeError:
+        raise ValueError(
+            f"value of shape {tuple(value.shape)} does not broadcast with the batch shape {tuple(batch_shape)}"
+        ) from None
 
 
 def list_permutations(allowed: Tensor, law: str = "the law") -> Tensor:
