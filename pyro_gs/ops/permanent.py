@@ -323,30 +323,35 @@ def _bethe_energy(z: Tensor, log_b: Tensor, log_rest: Tensor) -> Tensor:
 
 
 def _beliefs(z: Tensor, support: Support, *, tol: float = 1e-12, max_iter: int = 10_000) -> tuple[Tensor, Tensor]:
-    """Logarithms of the Bethe beliefs and of what they leave, by message passing from a scaled matrix."""
+    """Logarithms of the Bethe beliefs and of what they leave, by message passing from a scaled matrix.
+
+    In components of one and two rows the Bethe permanent is the largest product, and no message says more.
+    """
+    size = rows_of_component(support, z)[..., None]
     allowed = z > -torch.inf
+    certain = allowed & ((size == 1) | ((size == 2) & (z > math.log(0.5))))
+    out = ~allowed | ((size == 2) & (z < math.log(0.5)))
+    active = allowed & (size > 2)
     z = torch.where(allowed, z, _NOTHING)
-    down = torch.zeros_like(z)
+    across = down = torch.zeros_like(z)
     for _ in range(max_iter):
-        across = torch.where(allowed, -log_others(z + down, -1), 0.0)
-        new = torch.where(allowed, -log_others(z + across, -2), 0.0)
+        across = torch.where(active, -log_others(z + down, -1), 0.0)
+        new = torch.where(active, -log_others(z + across, -2), 0.0)
         change = (new - down).abs().max()
         down = new
         if bool(change < tol):
             break
-    log_odds = z + across + down
-    alone = component_alone(support, z)  # gets no message, and is certain
-    log_b = torch.nn.functional.logsigmoid(log_odds).masked_fill(alone, 0.0)
-    log_rest = torch.nn.functional.logsigmoid(-log_odds).masked_fill(alone, _NOTHING)
-    return torch.where(allowed, log_b, _NOTHING), torch.where(allowed, log_rest, 0.0)
+    log_odds = torch.where(active, z + across + down, 0.0)
+    log_b = torch.nn.functional.logsigmoid(log_odds).masked_fill(certain, 0.0).masked_fill(out, _NOTHING)
+    log_rest = torch.nn.functional.logsigmoid(-log_odds).masked_fill(certain, _NOTHING).masked_fill(out, 0.0)
+    return log_b, log_rest
 
 
-def component_alone(support: Support, like: Tensor) -> Tensor:
-    """Whether an entry is a component by itself, bool (..., n, n)."""
-    if support.component is None or support.row_component is None:
-        return torch.full_like(like, like.shape[-1] == 1, dtype=torch.bool)
-    own = component_sizes(support).gather(-1, support.row_component) == 1
-    return own[..., None] & (support.row_component[..., None] == support.component[..., None, :])
+def rows_of_component(support: Support, like: Tensor) -> Tensor:
+    """Number of rows of the component that each row belongs to, long (..., n)."""
+    if support.row_component is None:
+        return torch.full_like(like[..., 0], like.shape[-1], dtype=torch.long)
+    return component_sizes(support).gather(-1, support.row_component)
 
 
 def log_count(support: Support, allowed: Tensor) -> tuple[Tensor, Tensor]:
