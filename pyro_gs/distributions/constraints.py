@@ -67,17 +67,16 @@ class Permutation(Constraint):
         return "Permutation()" if self.allowed is None else f"Permutation(allowed={tuple(self.allowed.shape)})"
 
 
-def _no_transform(constraint: Constraint) -> NoReturn:
+def _no_transform(constraint: Permutation) -> NoReturn:
     raise NotImplementedError(
         f"{constraint} has no unconstraining transform, so a site with it is not for NUTS, HMC or guides such as "
-        "AutoNormal; fit it with pyro_gs.AutoGumbelSinkhorn and hide it from the rest: "
+        "AutoNormal; relax the model, pyro_gs.relax(model), or hide the site from them: "
         "poutine.block(model, hide=['P']) with its name"
     )
 
 
-for _kind in (DoublyStochastic, Permutation):
-    biject_to.register(_kind, _no_transform)
-    transform_to.register(_kind, _no_transform)
+biject_to.register(Permutation, _no_transform)
+transform_to.register(Permutation, _no_transform)
 
 doubly_stochastic = DoublyStochastic()
 permutation = Permutation()

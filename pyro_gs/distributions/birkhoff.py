@@ -1,0 +1,333 @@
+r"""The Birkhoff polytope, and its faces, as a space without constraints.
+
+Every matrix ``Z`` on the allowed entries, up to adding numbers to rows and to columns, is one doubly stochastic matrix
+``S(Z)`` (``docs/density.md``). Zeros on a spanning forest of the allowed entries, seen as edges between rows and columns,
+choose one ``Z`` from each class; the other entries are free coordinates. With nothing forbidden these are the upper left
+(n - 1) x (n - 1) block.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from pyro.ops.integrator import register_exception_handler
+from torch import Tensor
+from torch.distributions import Transform, biject_to, transform_to
+from torch.distributions import constraints as torch_constraints
+
+from pyro_gs.distributions import constraints
+from pyro_gs.distributions.relaxed import RelaxedPermutation, log_of, plain
+from pyro_gs.ops.implicit import scale
+from pyro_gs.ops.laplacian import component_logdet
+from pyro_gs.ops.logits import check_floating, check_square, describe, first_position
+from pyro_gs.ops.sinkhorn import default_tol, warn_unconverged
+from pyro_gs.ops.support import Support, find_support, unravel
+
+_MAX_ITER = 500
+
+
+class DivergenceError(ValueError):
+    """Coordinates that are not finite. In HMC and NUTS the step counts as divergent, as one that reaches infinite energy."""
+
+
+class _Coordinates(NamedTuple):
+    """Free entries and spanning forest of masks; nodes are the n rows, then the n columns.
+
+    Attributes:
+        free: flat positions of the free entries in increasing order, (..., k).
+        edge: flat position of the entry between each node and its parent, (..., 2n); any at roots.
+        parent: of each node, (..., 2n); roots are their own.
+        level: distance of each node from its root, (..., 2n).
+        depth: the largest level.
+    """
+
+    free: Tensor
+    edge: Tensor
+    parent: Tensor
+    level: Tensor
+    depth: int
+
+
+class BirkhoffTransform(Transform):
+    r"""Bijection between vectors and doubly stochastic matrices with the allowed entries.
+
+    ``y`` is put on the free entries of a matrix that is zero on a spanning forest of the allowed ones, and ``P`` is its
+    Sinkhorn limit; with nothing forbidden ``P = S([[Y, 0], [0, 0]])`` for the (n - 1) x (n - 1) block ``Y`` of ``y``. The
+    inverse is ``log P``, shifted row by row and column by column until it is zero on the forest. The Jacobian, with respect
+    to Lebesgue measure on the free entries of ``P`` (that of :meth:`GumbelSinkhorn.log_prob`), is
+
+    ``log |dP / dy| = sum log P - logdet(I - P'^T P')``
+
+    where a prime drops a column of every component and the sum is over allowed entries (``docs/density.md``). Another
+    forest, of ``P`` or of ``y``, changes it by nothing.
+
+    The matrices carry ``log P``, so that the inverse and the Jacobian are exact where entries underflow. Gradients are those
+    of :func:`pyro_gs.log_sinkhorn`. It is registered as ``biject_to`` and ``transform_to`` of
+    ``pyro_gs.constraints.DoublyStochastic``, so Pyro's autoguides, HMC and NUTS run on a relaxed site.
+
+    Args:
+        n: number of rows; None to take it from the values where nothing is forbidden.
+        allowed: bool, shape (..., n, n); None allows all. Items may allow different entries, but not different numbers of
+            free ones. Entries that lie on no permutation are forbidden with a warning.
+        cache_size: 1 to remember the last pair of values, as for every transform of torch.
+
+    Shapes:
+        Vectors (..., k) to matrices (..., n, n), with ``k = |S| - 2n + c`` for ``|S|`` allowed entries in ``c`` components:
+        (n - 1)^2 if nothing is forbidden. Batches broadcast with that of ``allowed``.
+
+    Raises:
+        TypeError: ``n`` is no integer, or ``allowed`` not boolean.
+        ValueError: ``n`` < 1 or not that of ``allowed``, an item without a permutation, or items with different ``k``.
+        DivergenceError: in a call, ``y`` has an entry that is not finite.
+
+    Example:
+        >>> import torch
+        >>> t = BirkhoffTransform(n=2)
+        >>> P = t(torch.tensor([1.0]))
+        >>> P
+        RelaxedPermutation([[0.6225, 0.3775],
+                            [0.3775, 0.6225]])
+        >>> t.inv(P)
+        tensor([1.])
+        >>> t.log_abs_det_jacobian(torch.tensor([1.0]), P).exp()  # P_11 = sigmoid(y / 2)
+        tensor(0.1175)
+    """
+
+    domain = torch_constraints.real_vector
+    bijective = True
+
+    def __init__(self, n: int | None = None, allowed: Tensor | None = None, cache_size: int = 0) -> None:
+        if n is not None and (isinstance(n, bool) or not isinstance(n, int)):
+            raise TypeError(f"n must be an integer or None, but is {n!r}")
+        if n is not None and n < 1:
+            raise ValueError(f"n must be at least 1, but is {n}")
+        support = None
+        if allowed is not None:
+            check_square(allowed, "allowed")
+            if allowed.dtype != torch.bool:
+                raise TypeError(f"allowed must be a boolean tensor, but has {allowed.dtype}")
+            if n is not None and n != allowed.shape[-1]:
+                raise ValueError(f"allowed must have shape (..., {n}, {n}) for n={n}, but has shape {tuple(allowed.shape)}")
+            n = allowed.shape[-1]
+            support = find_support(allowed, "allowed")
+        self.n = n
+        self._support = None if support is None or support.full else support
+        self._masked = None if self._support is None else _coordinates(self._support)
+        super().__init__(cache_size=cache_size)
+
+    @property
+    def allowed(self) -> Tensor | None:
+        """Bool (..., n, n), pruned to entries that lie on permutations; None if nothing is forbidden."""
+        return None if self._support is None else self._support.allowed
+
+    @torch_constraints.dependent_property(is_discrete=False, event_dim=2)
+    def codomain(self) -> constraints.DoublyStochastic:
+        """Doubly stochastic matrices, zero where not allowed."""
+        return constraints.DoublyStochastic(self.allowed)
+
+    def with_cache(self, cache_size: int = 1) -> BirkhoffTransform:
+        """The same transform with another cache size."""
+        if self._cache_size == cache_size:
+            return self
+        return BirkhoffTransform(self.n, self.allowed, cache_size)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, BirkhoffTransform) or self.n != other.n:
+            return False
+        mine, theirs = self.allowed, other.allowed
+        if mine is None or theirs is None:
+            return mine is theirs
+        return torch.equal(mine, theirs)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        allowed = "None" if self.allowed is None else f"<{tuple(self.allowed.shape)}>"
+        return f"BirkhoffTransform(n={self.n}, allowed={allowed})"
+
+    def forward_shape(self, shape: Any) -> torch.Size:
+        """Shape of the matrices of vectors of a shape."""
+        n, _ = self._plan(torch.Size(shape), torch.device("cpu"))
+        return self._batch(torch.Size(shape)[:-1]) + (n, n)
+
+    def inverse_shape(self, shape: Any) -> torch.Size:
+        """Shape of the vectors of matrices of a shape."""
+        shape = torch.Size(shape)
+        n = self._rows(shape)
+        k = (n - 1) ** 2 if self._masked is None else self._masked.free.shape[-1]
+        return self._batch(shape[:-2]) + (k,)
+
+    def _batch(self, shape: torch.Size) -> torch.Size:
+        return shape if self._support is None else torch.broadcast_shapes(shape, self._support.shape[:-2])
+
+    def _plan(self, shape: torch.Size, device: torch.device) -> tuple[int, _Coordinates]:
+        """``n`` and the coordinates for vectors of a shape."""
+        k = shape[-1] if len(shape) else None
+        if self._masked is not None:
+            assert self.n is not None
+            if k != self._masked.free.shape[-1]:
+                raise ValueError(f"y must have shape (..., {self._masked.free.shape[-1]}) for {self}, but has {tuple(shape)}")
+            return self.n, self._masked
+        n = self.n if self.n is not None or k is None else 1 + math.isqrt(k)
+        if n is None or k != (n - 1) ** 2:
+            wanted = "(..., (n - 1)^2) for an n" if self.n is None else f"(..., {(self.n - 1) ** 2}) for n={self.n}"
+            raise ValueError(f"y must have shape {wanted}, but has {tuple(shape)}")
+        return n, _full_coordinates(n, device)
+
+    def _rows(self, shape: torch.Size) -> int:
+        """``n`` for matrices of a shape."""
+        if len(shape) < 2 or shape[-1] != shape[-2] or not shape[-1] or self.n not in (None, shape[-1]):
+            n = "n" if self.n is None else self.n
+            raise ValueError(f"P must have shape (..., {n}, {n}), but has shape {tuple(shape)}")
+        return shape[-1]
+
+    def _whole(self, shape: torch.Size) -> Support:
+        """The support of matrices of a shape."""
+        return Support(shape) if self._support is None else self._support.expand(shape[:-2])
+
+    def _call(self, y: Tensor) -> Tensor:
+        log_p = self._log(y)
+        return RelaxedPermutation.wrap(log_p.exp().to(y.dtype), log_p)
+
+    def _log(self, y: Tensor) -> Tensor:
+        """``log P``, float64."""
+        if not isinstance(y, Tensor):
+            raise TypeError(f"y must be a torch.Tensor, but is {type(y).__name__}")
+        check_floating(y, "y", half=False)
+        n, at = self._plan(y.shape, y.device)
+        finite = y.detach().isfinite()
+        if not bool(finite.all()):
+            *item, entry = first_position(~finite)
+            value = float(y.detach()[(*item, entry)])
+            raise DivergenceError(f"y{describe(tuple(item))} must be finite, but has the entry {value} at position {entry}")
+        batch = self._batch(y.shape[:-1])
+        support = self._whole(batch + (n, n))
+        free = at.free.expand(*batch, -1)
+        flat = y.new_zeros(*batch, n * n, dtype=torch.float64).scatter(-1, free, y.double().expand(free.shape))
+        z = flat.reshape(*batch, n, n)
+        if support.allowed is not None:
+            z = z.masked_fill(~support.allowed, -torch.inf)
+        tol = default_tol(y.dtype)
+        found = scale(z, support, tol=tol, max_iter=_MAX_ITER, relative=True)
+        warn_unconverged(tol, found, None)
+        return found.log_p
+
+    def _inverse(self, P: Tensor) -> Tensor:
+        n = self._rows(P.shape)
+        check_floating(P, "P", half=False)
+        batch = self._batch(P.shape[:-2])
+        good = self.codomain.check(plain(P).detach())
+        if not bool(good.all()):
+            item = first_position(~good) if good.dim() else ()
+            raise ValueError(f"P{describe(item)} is not doubly stochastic with zeros where not allowed, as {self} expects")
+        log_p = log_of(P).expand(*batch, n, n)
+        lost = self._lost(log_p)
+        if bool(lost.any()):
+            *item, row, column = first_position(lost)
+            raise ValueError(
+                f"P{describe(tuple(item))} has a zero at row {row}, column {column}, where an entry is allowed, so it lies "
+                "on the boundary of the polytope; if the entry underflowed, use the tensor itself that the transform or "
+                "rsample returned, which carries its logarithm"
+            )
+        at = self._masked or _full_coordinates(n, P.device)
+        nodes = (*batch, 2 * n)
+        entries = log_p.reshape(*batch, n * n)
+        edge = entries.gather(-1, at.edge.expand(nodes))
+        parent, level = at.parent.expand(nodes), at.level.expand(nodes)
+        shift = torch.zeros_like(edge)
+        for step in range(1, at.depth + 1):
+            shift = torch.where(level == step, -edge - shift.gather(-1, parent), shift)
+        free = at.free.expand(*batch, -1)
+        rows, columns = shift[..., :n], shift[..., n:]
+        y = entries.gather(-1, free) + rows.gather(-1, free // n) + columns.gather(-1, free % n)
+        return y.to(P.dtype)
+
+    def _lost(self, log_p: Tensor) -> Tensor:
+        """Where an allowed entry is zero."""
+        lost = log_p.detach() == -torch.inf
+        return lost if self.allowed is None else lost & self.allowed
+
+    def log_abs_det_jacobian(self, y: Tensor, P: Tensor) -> Tensor:
+        """``log |dP / dy|`` on the free entries of ``P``, of the batch shape.
+
+        Args:
+            y: shape (..., k); looked at only where an entry of ``P`` has underflowed and lost its logarithm.
+            P: the matrices of ``y``, shape (..., n, n).
+        """
+        n = self._rows(P.shape)
+        log_p = log_of(P).expand(*self._batch(P.shape[:-2]), n, n)
+        if bool(self._lost(log_p).any()):
+            log_p = self._log(y)
+        support = self._whole(log_p.shape)
+        if support.allowed is not None:
+            log_p = torch.where(support.allowed, log_p, -torch.inf)
+        finite = log_p if support.allowed is None else torch.where(support.allowed, log_p, 0.0)
+        return (finite.sum((-2, -1)) - component_logdet(log_p, support)).to(P.dtype)
+
+
+@functools.lru_cache(maxsize=64)
+def _full_coordinates(n: int, device: torch.device) -> _Coordinates:
+    """Coordinates of matrices (n, n) with nothing forbidden: the forest is the last row and the last column."""
+    return _to_tensors(_forest(np.packbits(np.ones((n, n), bool)).tobytes(), n), (), device)
+
+
+def _coordinates(support: Support) -> _Coordinates:
+    """Coordinates of a batch of masks.
+
+    Raises:
+        ValueError: items have different numbers of free entries.
+    """
+    assert support.allowed is not None
+    n, batch = support.shape[-1], support.shape[:-2]
+    masks = support.allowed.cpu().reshape(-1, n, n).numpy()
+    parts = [_forest(np.packbits(mask).tobytes(), n) for mask in masks]
+    sizes = [len(free) for free, *_ in parts]
+    other = next((item for item, size in enumerate(sizes) if size != sizes[0]), None)
+    if other is not None:
+        first, second = (describe(unravel(item, batch)).removeprefix(" of ") for item in (0, other))
+        raise ValueError(
+            f"allowed leaves {sizes[0]} free entries in {first} and {sizes[other]} in {second}, so no tensor holds both; "
+            "give the items sites of their own, or entries so that the numbers agree"
+        )
+    return _to_tensors([np.stack(part) for part in zip(*parts, strict=True)], batch, support.allowed.device)
+
+
+def _to_tensors(parts: Any, batch: tuple[int, ...], device: torch.device) -> _Coordinates:
+    free, edge, parent, level = (torch.from_numpy(part).reshape(*batch, part.shape[-1]).to(device) for part in parts)
+    return _Coordinates(free, edge, parent, level, int(level.max()) if level.numel() else 0)
+
+
+@functools.lru_cache(maxsize=1024)
+def _forest(packed: bytes, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Free entries, edges, parents and levels of one mask, by breadth-first search from the last row, last nodes first."""
+    mask = np.unpackbits(np.frombuffer(packed, dtype=np.uint8), count=n * n).reshape(n, n).astype(bool)
+    parent, level, seen = np.arange(2 * n), np.zeros(2 * n, np.int64), np.zeros(2 * n, bool)
+    for root in range(n - 1, -1, -1):
+        if seen[root]:
+            continue
+        seen[root] = True
+        queue = [root]
+        for node in queue:
+            near = np.flatnonzero(mask[node])[::-1] + n if node < n else np.flatnonzero(mask[:, node - n])[::-1]
+            near = near[~seen[near]]
+            seen[near], parent[near], level[near] = True, node, level[node] + 1
+            queue.extend(near.tolist())
+    nodes = np.arange(2 * n)
+    row, column = np.minimum(nodes, parent), np.maximum(nodes, parent) - n
+    edge = np.where(level > 0, row * n + column, 0)
+    left = mask.reshape(-1).copy()
+    left[edge[level > 0]] = False
+    return np.flatnonzero(left), edge, parent, level
+
+
+def _transform(constraint: constraints.DoublyStochastic) -> BirkhoffTransform:
+    return BirkhoffTransform(allowed=constraint.allowed)
+
+
+biject_to.register(constraints.DoublyStochastic, _transform)
+transform_to.register(constraints.DoublyStochastic, _transform)
+register_exception_handler("birkhoff_divergence", lambda error: isinstance(error, DivergenceError))
