@@ -28,10 +28,11 @@ from pyro_gs.ops.sinkhorn import default_tol, warn_unconverged
 from pyro_gs.ops.support import Support, find_support, unravel
 
 _MAX_ITER = 500
+_LARGEST = 1e100  # coordinate; beyond it the solver overflows
 
 
 class DivergenceError(ValueError):
-    """Coordinates that are not finite. In HMC and NUTS the step counts as divergent, as one that reaches infinite energy."""
+    """Coordinates that are not finite, or beyond 1e100. HMC and NUTS take such a step as divergent and reject it."""
 
 
 class _Coordinates(NamedTuple):
@@ -55,15 +56,15 @@ class _Coordinates(NamedTuple):
 class BirkhoffTransform(Transform):
     r"""Bijection between vectors and doubly stochastic matrices with the allowed entries.
 
-    ``y`` is put on the free entries of a matrix that is zero on a spanning forest of the allowed ones, and ``P`` is its
-    Sinkhorn limit; with nothing forbidden ``P = S([[Y, 0], [0, 0]])`` for the (n - 1) x (n - 1) block ``Y`` of ``y``. The
+    ``x`` is put on the free entries of a matrix that is zero on a spanning forest of the allowed ones, and ``P`` is its
+    Sinkhorn limit; with nothing forbidden ``P = S([[X, 0], [0, 0]])`` for the (n - 1) x (n - 1) block ``X`` of ``x``. The
     inverse is ``log P``, shifted row by row and column by column until it is zero on the forest. The Jacobian, with respect
     to Lebesgue measure on the free entries of ``P`` (that of :meth:`GumbelSinkhorn.log_prob`), is
 
-    ``log |dP / dy| = sum log P - logdet(I - P'^T P')``
+    ``log |dP / dx| = sum log P - logdet(I - P'^T P')``
 
     where a prime drops a column of every component and the sum is over allowed entries (``docs/density.md``). Another
-    forest, of ``P`` or of ``y``, changes it by nothing.
+    forest, of ``P`` or of ``x``, changes it by nothing.
 
     The matrices carry ``log P``, so that the inverse and the Jacobian are exact where entries underflow. Gradients are those
     of :func:`pyro_gs.log_sinkhorn`. It is registered as ``biject_to`` and ``transform_to`` of
@@ -82,7 +83,7 @@ class BirkhoffTransform(Transform):
     Raises:
         TypeError: ``n`` is no integer, or ``allowed`` not boolean.
         ValueError: ``n`` < 1 or not that of ``allowed``, an item without a permutation, or items with different ``k``.
-        DivergenceError: in a call, ``y`` has an entry that is not finite.
+        DivergenceError: in a call, ``x`` has an entry that is not finite, or beyond 1e100.
 
     Example:
         >>> import torch
@@ -93,7 +94,7 @@ class BirkhoffTransform(Transform):
                             [0.3775, 0.6225]])
         >>> t.inv(P)
         tensor([1.])
-        >>> t.log_abs_det_jacobian(torch.tensor([1.0]), P).exp()  # P_11 = sigmoid(y / 2)
+        >>> t.log_abs_det_jacobian(torch.tensor([1.0]), P).exp()  # P_11 = sigmoid(x / 2)
         tensor(0.1175)
     """
 
@@ -152,14 +153,14 @@ class BirkhoffTransform(Transform):
     def forward_shape(self, shape: Any) -> torch.Size:
         """Shape of the matrices of vectors of a shape."""
         n, _ = self._plan(torch.Size(shape), torch.device("cpu"))
-        return self._batch(torch.Size(shape)[:-1]) + (n, n)
+        return torch.Size((*self._batch(torch.Size(shape)[:-1]), n, n))
 
     def inverse_shape(self, shape: Any) -> torch.Size:
         """Shape of the vectors of matrices of a shape."""
         shape = torch.Size(shape)
         n = self._rows(shape)
         k = (n - 1) ** 2 if self._masked is None else self._masked.free.shape[-1]
-        return self._batch(shape[:-2]) + (k,)
+        return torch.Size((*self._batch(shape[:-2]), k))
 
     def _batch(self, shape: torch.Size) -> torch.Size:
         return shape if self._support is None else torch.broadcast_shapes(shape, self._support.shape[:-2])
@@ -170,12 +171,14 @@ class BirkhoffTransform(Transform):
         if self._masked is not None:
             assert self.n is not None
             if k != self._masked.free.shape[-1]:
-                raise ValueError(f"y must have shape (..., {self._masked.free.shape[-1]}) for {self}, but has {tuple(shape)}")
+                raise ValueError(
+                    f"x must have shape (..., {self._masked.free.shape[-1]}) for {self}, but has {tuple(shape)}"
+                )
             return self.n, self._masked
         n = self.n if self.n is not None or k is None else 1 + math.isqrt(k)
         if n is None or k != (n - 1) ** 2:
             wanted = "(..., (n - 1)^2) for an n" if self.n is None else f"(..., {(self.n - 1) ** 2}) for n={self.n}"
-            raise ValueError(f"y must have shape {wanted}, but has {tuple(shape)}")
+            raise ValueError(f"x must have shape {wanted}, but has {tuple(shape)}")
         return n, _full_coordinates(n, device)
 
     def _rows(self, shape: torch.Size) -> int:
@@ -189,34 +192,38 @@ class BirkhoffTransform(Transform):
         """The support of matrices of a shape."""
         return Support(shape) if self._support is None else self._support.expand(shape[:-2])
 
-    def _call(self, y: Tensor) -> Tensor:
-        log_p = self._log(y)
-        return RelaxedPermutation.wrap(log_p.exp().to(y.dtype), log_p)
+    def _call(self, x: Tensor) -> Tensor:
+        log_p = self._log(x)
+        return RelaxedPermutation.wrap(log_p.exp().to(x.dtype), log_p)
 
-    def _log(self, y: Tensor) -> Tensor:
+    def _log(self, x: Tensor) -> Tensor:
         """``log P``, float64."""
-        if not isinstance(y, Tensor):
-            raise TypeError(f"y must be a torch.Tensor, but is {type(y).__name__}")
-        check_floating(y, "y", half=False)
-        n, at = self._plan(y.shape, y.device)
-        finite = y.detach().isfinite()
-        if not bool(finite.all()):
-            *item, entry = first_position(~finite)
-            value = float(y.detach()[(*item, entry)])
-            raise DivergenceError(f"y{describe(tuple(item))} must be finite, but has the entry {value} at position {entry}")
-        batch = self._batch(y.shape[:-1])
-        support = self._whole(batch + (n, n))
+        if not isinstance(x, Tensor):
+            raise TypeError(f"x must be a torch.Tensor, but is {type(x).__name__}")
+        check_floating(x, "x", half=False)
+        n, at = self._plan(x.shape, x.device)
+        inside = x.detach().abs() <= _LARGEST
+        if not bool(inside.all()):
+            where = first_position(~inside)
+            value = float(x.detach()[where])
+            raise DivergenceError(
+                f"x{describe(where[:-1])} must be finite and at most {_LARGEST:g} in size, but has the entry {value} at "
+                f"position {where[-1]}"
+            )
+        batch = self._batch(x.shape[:-1])
+        support = self._whole(torch.Size((*batch, n, n)))
         free = at.free.expand(*batch, -1)
-        flat = y.new_zeros(*batch, n * n, dtype=torch.float64).scatter(-1, free, y.double().expand(free.shape))
+        flat = x.new_zeros(*batch, n * n, dtype=torch.float64).scatter(-1, free, x.double().expand(free.shape))
         z = flat.reshape(*batch, n, n)
         if support.allowed is not None:
             z = z.masked_fill(~support.allowed, -torch.inf)
-        tol = default_tol(y.dtype)
+        tol = default_tol(x.dtype)
         found = scale(z, support, tol=tol, max_iter=_MAX_ITER, relative=True)
         warn_unconverged(tol, found, None)
         return found.log_p
 
     def _inverse(self, P: Tensor) -> Tensor:
+        check_square(P, "P")
         n = self._rows(P.shape)
         check_floating(P, "P", half=False)
         batch = self._batch(P.shape[:-2])
@@ -227,9 +234,9 @@ class BirkhoffTransform(Transform):
         log_p = log_of(P).expand(*batch, n, n)
         lost = self._lost(log_p)
         if bool(lost.any()):
-            *item, row, column = first_position(lost)
+            *index, row, column = first_position(lost)
             raise ValueError(
-                f"P{describe(tuple(item))} has a zero at row {row}, column {column}, where an entry is allowed, so it lies "
+                f"P{describe(tuple(index))} has a zero at row {row}, column {column}, where an entry is allowed, so it lies "
                 "on the boundary of the polytope; if the entry underflowed, use the tensor itself that the transform or "
                 "rsample returned, which carries its logarithm"
             )
@@ -243,30 +250,30 @@ class BirkhoffTransform(Transform):
             shift = torch.where(level == step, -edge - shift.gather(-1, parent), shift)
         free = at.free.expand(*batch, -1)
         rows, columns = shift[..., :n], shift[..., n:]
-        y = entries.gather(-1, free) + rows.gather(-1, free // n) + columns.gather(-1, free % n)
-        return y.to(P.dtype)
+        x = entries.gather(-1, free) + rows.gather(-1, free // n) + columns.gather(-1, free % n)
+        return x.to(P.dtype)
 
     def _lost(self, log_p: Tensor) -> Tensor:
         """Where an allowed entry is zero."""
         lost = log_p.detach() == -torch.inf
         return lost if self.allowed is None else lost & self.allowed
 
-    def log_abs_det_jacobian(self, y: Tensor, P: Tensor) -> Tensor:
-        """``log |dP / dy|`` on the free entries of ``P``, of the batch shape.
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        """``log |dP / dx|`` on the free entries of ``P = y``, of the batch shape.
 
         Args:
-            y: shape (..., k); looked at only where an entry of ``P`` has underflowed and lost its logarithm.
-            P: the matrices of ``y``, shape (..., n, n).
+            x: vectors, shape (..., k); looked at only where an entry of ``y`` has underflowed and lost its logarithm.
+            y: their matrices, shape (..., n, n).
         """
-        n = self._rows(P.shape)
-        log_p = log_of(P).expand(*self._batch(P.shape[:-2]), n, n)
+        n = self._rows(y.shape)
+        log_p = log_of(y).expand(*self._batch(y.shape[:-2]), n, n)
         if bool(self._lost(log_p).any()):
-            log_p = self._log(y)
+            log_p = self._log(x)
         support = self._whole(log_p.shape)
         if support.allowed is not None:
             log_p = torch.where(support.allowed, log_p, -torch.inf)
         finite = log_p if support.allowed is None else torch.where(support.allowed, log_p, 0.0)
-        return (finite.sum((-2, -1)) - component_logdet(log_p, support)).to(P.dtype)
+        return (finite.sum((-2, -1)) - component_logdet(log_p, support)).to(y.dtype)
 
 
 @functools.lru_cache(maxsize=64)
@@ -297,7 +304,8 @@ def _coordinates(support: Support) -> _Coordinates:
 
 
 def _to_tensors(parts: Any, batch: tuple[int, ...], device: torch.device) -> _Coordinates:
-    free, edge, parent, level = (torch.from_numpy(part).reshape(*batch, part.shape[-1]).to(device) for part in parts)
+    with torch.inference_mode(False):  # they may be remembered, and used under autograd later
+        free, edge, parent, level = (torch.from_numpy(part).reshape(*batch, part.shape[-1]).to(device) for part in parts)
     return _Coordinates(free, edge, parent, level, int(level.max()) if level.numel() else 0)
 
 
