@@ -227,19 +227,7 @@ class BirkhoffTransform(Transform):
         n = self._rows(P.shape)
         check_floating(P, "P", half=False)
         batch = self._batch(P.shape[:-2])
-        good = self.codomain.check(plain(P).detach())
-        if not bool(good.all()):
-            item = first_position(~good) if good.dim() else ()
-            raise ValueError(f"P{describe(item)} is not doubly stochastic with zeros where not allowed, as {self} expects")
-        log_p = log_of(P).expand(*batch, n, n)
-        lost = self._lost(log_p)
-        if bool(lost.any()):
-            *index, row, column = first_position(lost)
-            raise ValueError(
-                f"P{describe(tuple(index))} has a zero at row {row}, column {column}, where an entry is allowed, so it lies "
-                "on the boundary of the polytope; if the entry underflowed, use the tensor itself that the transform or "
-                "rsample returned, which carries its logarithm"
-            )
+        log_p = log_inside(P, self.codomain, repr(self)).expand(*batch, n, n)
         at = self._masked or _full_coordinates(n, P.device)
         nodes = (*batch, 2 * n)
         entries = log_p.reshape(*batch, n * n)
@@ -253,11 +241,6 @@ class BirkhoffTransform(Transform):
         x = entries.gather(-1, free) + rows.gather(-1, free // n) + columns.gather(-1, free % n)
         return x.to(P.dtype)
 
-    def _lost(self, log_p: Tensor) -> Tensor:
-        """Where an allowed entry is zero."""
-        lost = log_p.detach() == -torch.inf
-        return lost if self.allowed is None else lost & self.allowed
-
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         """``log |dP / dx|`` on the free entries of ``P = y``, of the batch shape.
 
@@ -267,13 +250,46 @@ class BirkhoffTransform(Transform):
         """
         n = self._rows(y.shape)
         log_p = log_of(y).expand(*self._batch(y.shape[:-2]), n, n)
-        if bool(self._lost(log_p).any()):
+        if bool(_lost(log_p, self.allowed).any()):
             log_p = self._log(x)
         support = self._whole(log_p.shape)
         if support.allowed is not None:
             log_p = torch.where(support.allowed, log_p, -torch.inf)
         finite = log_p if support.allowed is None else torch.where(support.allowed, log_p, 0.0)
         return (finite.sum((-2, -1)) - component_logdet(log_p, support)).to(y.dtype)
+
+
+def log_inside(P: Tensor, polytope: constraints.DoublyStochastic, user: str) -> Tensor:
+    """``log P`` in float64 of matrices inside the Birkhoff polytope, or inside a face of it.
+
+    Args:
+        P: shape (..., n, n); its own logarithm is taken if it carries one.
+        polytope: with the allowed entries.
+        user: who expects them, for messages.
+
+    Raises:
+        ValueError: not doubly stochastic, or a zero where an entry is allowed; names the batch item.
+    """
+    good = polytope.check(plain(P).detach())
+    if not bool(good.all()):
+        item = first_position(~good) if good.dim() else ()
+        raise ValueError(f"P{describe(item)} is not doubly stochastic with zeros where not allowed, as {user} expects")
+    log_p = log_of(P)
+    lost = _lost(log_p, polytope.allowed)
+    if bool(lost.any()):
+        *index, row, column = first_position(lost)
+        raise ValueError(
+            f"P{describe(tuple(index))} has a zero at row {row}, column {column}, where an entry is allowed, so it lies "
+            "on the boundary of the polytope; if the entry underflowed, use the tensor itself that the transform or "
+            "rsample returned, which carries its logarithm"
+        )
+    return log_p
+
+
+def _lost(log_p: Tensor, allowed: Tensor | None) -> Tensor:
+    """Where an allowed entry is zero."""
+    lost = log_p.detach() == -torch.inf
+    return lost if allowed is None else lost & allowed
 
 
 @functools.lru_cache(maxsize=64)
