@@ -28,11 +28,11 @@ from pyro_gs.ops.sinkhorn import default_tol, warn_unconverged
 from pyro_gs.ops.support import Support, find_support, unravel
 
 _MAX_ITER = 500
-_LARGEST = 1e100  # coordinate; beyond it the solver overflows
+_LARGEST = 1e7  # coordinate; above 1e6 small entries are wrong now and then, with a warning
 
 
 class DivergenceError(ValueError):
-    """Coordinates that are not finite, or beyond 1e100. HMC and NUTS take such a step as divergent and reject it."""
+    """Coordinates that are not finite, or beyond 1e7. HMC and NUTS take such a step as divergent and reject it."""
 
 
 class _Coordinates(NamedTuple):
@@ -83,7 +83,7 @@ class BirkhoffTransform(Transform):
     Raises:
         TypeError: ``n`` is no integer, or ``allowed`` not boolean.
         ValueError: ``n`` < 1 or not that of ``allowed``, an item without a permutation, or items with different ``k``.
-        DivergenceError: in a call, ``x`` has an entry that is not finite, or beyond 1e100.
+        DivergenceError: in a call, ``x`` has an entry that is not finite, or beyond 1e7.
 
     Example:
         >>> import torch

@@ -229,7 +229,7 @@ def test_solves_once(monkeypatch, allowed):
 
 def test_a_step_to_infinity_is_a_divergence():
     t = BirkhoffTransform(2)
-    for bad in (math.nan, math.inf, 1e200):
+    for bad in (math.nan, math.inf, 1e9):
         y = torch.tensor([[0.0], [bad]], dtype=torch.float64)
         with pytest.raises(DivergenceError, match=r"x of batch item 1 must be finite.*at position 0"):
             t(y)
