@@ -1,18 +1,14 @@
 r"""The Birkhoff polytope, and its faces, as a space without constraints.
 
 Every matrix ``Z`` on the allowed entries, up to adding numbers to rows and to columns, is one doubly stochastic matrix
-``S(Z)`` (``docs/density.md``). Zeros on a spanning forest of the allowed entries, seen as edges between rows and columns,
-choose one ``Z`` from each class; the other entries are free coordinates. With nothing forbidden these are the upper left
-(n - 1) x (n - 1) block.
+``S(Z)`` (``docs/density.md``). So the polytope has the coordinates of these classes (:mod:`pyro_gs.ops.cycles`).
 """
 
 from __future__ import annotations
 
-import functools
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
 from pyro.ops.integrator import register_exception_handler
 from torch import Tensor
@@ -21,11 +17,12 @@ from torch.distributions import constraints as torch_constraints
 
 from pyro_gs.distributions import constraints
 from pyro_gs.distributions.relaxed import RelaxedPermutation, log_of, plain
+from pyro_gs.ops.cycles import Cycles, full_cycles, masked_cycles
 from pyro_gs.ops.implicit import scale
 from pyro_gs.ops.laplacian import component_logdet
 from pyro_gs.ops.logits import check_floating, check_square, describe, first_position
 from pyro_gs.ops.sinkhorn import default_tol, warn_unconverged
-from pyro_gs.ops.support import Support, find_support, unravel
+from pyro_gs.ops.support import Support, find_support
 
 _MAX_ITER = 500
 _LARGEST = 1e7  # coordinate; above 1e6 small entries are wrong now and then, with a warning
@@ -35,36 +32,24 @@ class DivergenceError(ValueError):
     """Coordinates that are not finite, or beyond 1e7. HMC and NUTS take such a step as divergent and reject it."""
 
 
-class _Coordinates(NamedTuple):
-    """Free entries and spanning forest of masks; nodes are the n rows, then the n columns.
-
-    Attributes:
-        free: flat positions of the free entries in increasing order, (..., k).
-        edge: flat position of the entry between each node and its parent, (..., 2n); any at roots.
-        parent: of each node, (..., 2n); roots are their own.
-        level: distance of each node from its root, (..., 2n).
-        depth: the largest level.
-    """
-
-    free: Tensor
-    edge: Tensor
-    parent: Tensor
-    level: Tensor
-    depth: int
-
-
 class BirkhoffTransform(Transform):
     r"""Bijection between vectors and doubly stochastic matrices with the allowed entries.
 
-    ``x`` is put on the free entries of a matrix that is zero on a spanning forest of the allowed ones, and ``P`` is its
-    Sinkhorn limit; with nothing forbidden ``P = S([[X, 0], [0, 0]])`` for the (n - 1) x (n - 1) block ``X`` of ``x``. The
-    inverse is ``log P``, shifted row by row and column by column until it is zero on the forest. The Jacobian, with respect
-    to Lebesgue measure on the free entries of ``P`` (that of :meth:`GumbelSinkhorn.log_prob`), is
+    ``P = S(Z)`` is the Sinkhorn limit of the matrix ``Z`` whose rows and columns sum to zero and which has the coordinates
+    ``x`` in an orthonormal basis of such matrices; the inverse takes those of ``log P``, whatever numbers have to be added
+    to its rows and columns. The basis is the one nearest to the free entries of ``Z``: those outside a spanning forest of
+    the allowed entries, with nothing forbidden the upper left (n - 1) x (n - 1) block. The Jacobian, with respect to
+    Lebesgue measure on the free entries of ``P`` (that of :meth:`GumbelSinkhorn.log_prob`), is
 
-    ``log |dP / dx| = sum log P - logdet(I - P'^T P')``
+    ``log |dP / dx| = sum log P - logdet(I - P'^T P') + log c``,
 
-    where a prime drops a column of every component and the sum is over allowed entries (``docs/density.md``). Another
-    forest, of ``P`` or of ``x``, changes it by nothing.
+    where a prime drops a column of every component, the sum is over allowed entries (``docs/density.md``), and ``c^2`` is
+    the number of their spanning forests: ``c = n^(n - 1)`` if nothing is forbidden. Another choice of free entries of ``P``
+    changes it by nothing.
+
+    Orthonormal coordinates of :class:`GumbelSinkhorn` are nearly uncorrelated. Its free entries are not: at n = 10 and
+    temperature 1 the condition number of their covariance is 134 instead of 1.7, and the best normal law without
+    correlations is 36 nats further from the best one with, instead of 0.4.
 
     The matrices carry ``log P``, so that the inverse and the Jacobian are exact where entries underflow. Gradients are those
     of :func:`pyro_gs.log_sinkhorn`. It is registered as ``biject_to`` and ``transform_to`` of
@@ -90,12 +75,12 @@ class BirkhoffTransform(Transform):
         >>> t = BirkhoffTransform(n=2)
         >>> P = t(torch.tensor([1.0]))
         >>> P
-        RelaxedPermutation([[0.6225, 0.3775],
-                            [0.3775, 0.6225]])
+        RelaxedPermutation([[0.7311, 0.2689],
+                            [0.2689, 0.7311]])
         >>> t.inv(P)
         tensor([1.])
-        >>> t.log_abs_det_jacobian(torch.tensor([1.0]), P).exp()  # P_11 = sigmoid(x / 2)
-        tensor(0.1175)
+        >>> t.log_abs_det_jacobian(torch.tensor([1.0]), P).exp()  # P_11 = sigmoid(x)
+        tensor(0.1966)
     """
 
     domain = torch_constraints.real_vector
@@ -117,7 +102,7 @@ class BirkhoffTransform(Transform):
             support = find_support(allowed, "allowed")
         self.n = n
         self._support = None if support is None or support.full else support
-        self._masked = None if self._support is None else _coordinates(self._support)
+        self._masked = None if self._support is None else masked_cycles(self._support, "allowed")
         super().__init__(cache_size=cache_size)
 
     @property
@@ -159,27 +144,25 @@ class BirkhoffTransform(Transform):
         """Shape of the vectors of matrices of a shape."""
         shape = torch.Size(shape)
         n = self._rows(shape)
-        k = (n - 1) ** 2 if self._masked is None else self._masked.free.shape[-1]
+        k = (n - 1) ** 2 if self._masked is None else self._masked.k
         return torch.Size((*self._batch(shape[:-2]), k))
 
     def _batch(self, shape: torch.Size) -> torch.Size:
         return shape if self._support is None else torch.broadcast_shapes(shape, self._support.shape[:-2])
 
-    def _plan(self, shape: torch.Size, device: torch.device) -> tuple[int, _Coordinates]:
+    def _plan(self, shape: torch.Size, device: torch.device) -> tuple[int, Cycles]:
         """``n`` and the coordinates for vectors of a shape."""
         k = shape[-1] if len(shape) else None
         if self._masked is not None:
             assert self.n is not None
-            if k != self._masked.free.shape[-1]:
-                raise ValueError(
-                    f"x must have shape (..., {self._masked.free.shape[-1]}) for {self}, but has {tuple(shape)}"
-                )
+            if k != self._masked.k:
+                raise ValueError(f"x must have shape (..., {self._masked.k}) for {self}, but has {tuple(shape)}")
             return self.n, self._masked
         n = self.n if self.n is not None or k is None else 1 + math.isqrt(k)
         if n is None or k != (n - 1) ** 2:
             wanted = "(..., (n - 1)^2) for an n" if self.n is None else f"(..., {(self.n - 1) ** 2}) for n={self.n}"
             raise ValueError(f"x must have shape {wanted}, but has {tuple(shape)}")
-        return n, _full_coordinates(n, device)
+        return n, full_cycles(n, device)
 
     def _rows(self, shape: torch.Size) -> int:
         """``n`` for matrices of a shape."""
@@ -212,9 +195,7 @@ class BirkhoffTransform(Transform):
             )
         batch = self._batch(x.shape[:-1])
         support = self._whole(torch.Size((*batch, n, n)))
-        free = at.free.expand(*batch, -1)
-        flat = x.new_zeros(*batch, n * n, dtype=torch.float64).scatter(-1, free, x.double().expand(free.shape))
-        z = flat.reshape(*batch, n, n)
+        z = at.matrix(x.double().expand(*batch, at.k))
         if support.allowed is not None:
             z = z.masked_fill(~support.allowed, -torch.inf)
         tol = default_tol(x.dtype)
@@ -228,18 +209,8 @@ class BirkhoffTransform(Transform):
         check_floating(P, "P", half=False)
         batch = self._batch(P.shape[:-2])
         log_p = log_inside(P, self.codomain, repr(self)).expand(*batch, n, n)
-        at = self._masked or _full_coordinates(n, P.device)
-        nodes = (*batch, 2 * n)
-        entries = log_p.reshape(*batch, n * n)
-        edge = entries.gather(-1, at.edge.expand(nodes))
-        parent, level = at.parent.expand(nodes), at.level.expand(nodes)
-        shift = torch.zeros_like(edge)
-        for step in range(1, at.depth + 1):
-            shift = torch.where(level == step, -edge - shift.gather(-1, parent), shift)
-        free = at.free.expand(*batch, -1)
-        rows, columns = shift[..., :n], shift[..., n:]
-        x = entries.gather(-1, free) + rows.gather(-1, free // n) + columns.gather(-1, free % n)
-        return x.to(P.dtype)
+        at = self._masked or full_cycles(n, P.device)
+        return at.coordinates(log_p).to(P.dtype)
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         """``log |dP / dx|`` on the free entries of ``P = y``, of the batch shape.
@@ -256,7 +227,8 @@ class BirkhoffTransform(Transform):
         if support.allowed is not None:
             log_p = torch.where(support.allowed, log_p, -torch.inf)
         finite = log_p if support.allowed is None else torch.where(support.allowed, log_p, 0.0)
-        return (finite.sum((-2, -1)) - component_logdet(log_p, support)).to(y.dtype)
+        at = self._masked or full_cycles(n, y.device)
+        return (finite.sum((-2, -1)) - component_logdet(log_p, support) + at.logdet).to(y.dtype)
 
 
 def log_inside(P: Tensor, polytope: constraints.DoublyStochastic, user: str) -> Tensor:
@@ -290,62 +262,6 @@ def _lost(log_p: Tensor, allowed: Tensor | None) -> Tensor:
     """Where an allowed entry is zero."""
     lost = log_p.detach() == -torch.inf
     return lost if allowed is None else lost & allowed
-
-
-@functools.lru_cache(maxsize=64)
-def _full_coordinates(n: int, device: torch.device) -> _Coordinates:
-    """Coordinates of matrices (n, n) with nothing forbidden: the forest is the last row and the last column."""
-    return _to_tensors(_forest(np.packbits(np.ones((n, n), bool)).tobytes(), n), (), device)
-
-
-def _coordinates(support: Support) -> _Coordinates:
-    """Coordinates of a batch of masks.
-
-    Raises:
-        ValueError: items have different numbers of free entries.
-    """
-    assert support.allowed is not None
-    n, batch = support.shape[-1], support.shape[:-2]
-    masks = support.allowed.cpu().reshape(-1, n, n).numpy()
-    parts = [_forest(np.packbits(mask).tobytes(), n) for mask in masks]
-    sizes = [len(free) for free, *_ in parts]
-    other = next((item for item, size in enumerate(sizes) if size != sizes[0]), None)
-    if other is not None:
-        first, second = (describe(unravel(item, batch)).removeprefix(" of ") for item in (0, other))
-        raise ValueError(
-            f"allowed leaves {sizes[0]} free entries in {first} and {sizes[other]} in {second}, so no tensor holds both; "
-            "give the items sites of their own, or entries so that the numbers agree"
-        )
-    return _to_tensors([np.stack(part) for part in zip(*parts, strict=True)], batch, support.allowed.device)
-
-
-def _to_tensors(parts: Any, batch: tuple[int, ...], device: torch.device) -> _Coordinates:
-    with torch.inference_mode(False):  # they may be remembered, and used under autograd later
-        free, edge, parent, level = (torch.from_numpy(part).reshape(*batch, part.shape[-1]).to(device) for part in parts)
-    return _Coordinates(free, edge, parent, level, int(level.max()) if level.numel() else 0)
-
-
-@functools.lru_cache(maxsize=1024)
-def _forest(packed: bytes, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Free entries, edges, parents and levels of one mask, by breadth-first search from the last row, last nodes first."""
-    mask = np.unpackbits(np.frombuffer(packed, dtype=np.uint8), count=n * n).reshape(n, n).astype(bool)
-    parent, level, seen = np.arange(2 * n), np.zeros(2 * n, np.int64), np.zeros(2 * n, bool)
-    for root in range(n - 1, -1, -1):
-        if seen[root]:
-            continue
-        seen[root] = True
-        queue = [root]
-        for node in queue:
-            near = np.flatnonzero(mask[node])[::-1] + n if node < n else np.flatnonzero(mask[:, node - n])[::-1]
-            near = near[~seen[near]]
-            seen[near], parent[near], level[near] = True, node, level[node] + 1
-            queue.extend(near.tolist())
-    nodes = np.arange(2 * n)
-    row, column = np.minimum(nodes, parent), np.maximum(nodes, parent) - n
-    edge = np.where(level > 0, row * n + column, 0)
-    left = mask.reshape(-1).copy()
-    left[edge[level > 0]] = False
-    return np.flatnonzero(left), edge, parent, level
 
 
 def _transform(constraint: constraints.DoublyStochastic) -> BirkhoffTransform:
