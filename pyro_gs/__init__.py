@@ -1,11 +1,18 @@
 """Latent permutations for Pyro: Sinkhorn operators, Gumbel-Sinkhorn laws, guides and handlers."""
 
 from pyro_gs.distributions import constraints
+from pyro_gs.distributions.birkhoff import BirkhoffTransform, DivergenceError
 from pyro_gs.distributions.gibbs_permutation import GibbsPermutation
 from pyro_gs.distributions.gumbel_matching import GumbelMatching
 from pyro_gs.distributions.gumbel_sinkhorn import GumbelSinkhorn
 from pyro_gs.distributions.kl import gumbel_noise_kl, monte_carlo_kl, tightened_kl
+from pyro_gs.distributions.mallows import Mallows
+from pyro_gs.distributions.plackett_luce import PlackettLuce
+from pyro_gs.distributions.relaxed_plackett_luce import RelaxedPlackettLuce
+from pyro_gs.distributions.rounding import RoundingPermutation
+from pyro_gs.distributions.stick_breaking import StickBreakingPermutation
 from pyro_gs.distributions.straight_through import GumbelSinkhornStraightThrough
+from pyro_gs.distributions.transforms import RoundingTransform, StickBreakingTransform
 from pyro_gs.distributions.uniform_permutation import UniformPermutation
 from pyro_gs.infer.annealing import AnnealedSVI, ConstantSchedule, ExponentialSchedule, LinearSchedule
 from pyro_gs.infer.autoguide import AutoGumbelSinkhorn
@@ -14,6 +21,7 @@ from pyro_gs.ops.implicit import SinkhornSolution, SinkhornWarning
 from pyro_gs.ops.laplacian import laplacian_logdet, laplacian_solve
 from pyro_gs.ops.matching import matching, to_index, to_matrix
 from pyro_gs.ops.permanent import log_permanent
+from pyro_gs.ops.ranking import kendall_distance
 from pyro_gs.ops.sinkhorn import log_sinkhorn, sinkhorn, solve_sinkhorn
 from pyro_gs.ops.support import SupportWarning
 
@@ -22,20 +30,30 @@ __version__ = "0.1.0"
 __all__ = [
     "AnnealedSVI",
     "AutoGumbelSinkhorn",
+    "BirkhoffTransform",
     "ConstantSchedule",
+    "DivergenceError",
     "ExponentialSchedule",
     "GibbsPermutation",
     "GumbelMatching",
     "GumbelSinkhorn",
     "GumbelSinkhornStraightThrough",
     "LinearSchedule",
+    "Mallows",
+    "PlackettLuce",
     "RelaxMessenger",
+    "RelaxedPlackettLuce",
+    "RoundingPermutation",
+    "RoundingTransform",
     "SinkhornSolution",
     "SinkhornWarning",
+    "StickBreakingPermutation",
+    "StickBreakingTransform",
     "SupportWarning",
     "UniformPermutation",
     "constraints",
     "gumbel_noise_kl",
+    "kendall_distance",
     "laplacian_logdet",
     "laplacian_solve",
     "log_permanent",

@@ -106,12 +106,12 @@ def underflowed(value: Tensor) -> Tensor:
 def _no_transform(constraint: Constraint) -> NoReturn:
     raise NotImplementedError(
         f"{constraint} has no unconstraining transform, so a site with it is not for NUTS, HMC or guides such as "
-        "AutoNormal; fit it with pyro_gs.AutoGumbelSinkhorn and hide it from the rest: "
+        "AutoNormal; relax the model, pyro_gs.relax(model), or hide the site from them: "
         "poutine.block(model, hide=['P']) with its name"
     )
 
 
-for _kind in (DoublyStochastic, Permutation, UnimodalRowStochastic):
+for _kind in (Permutation, UnimodalRowStochastic):
     biject_to.register(_kind, _no_transform)
     transform_to.register(_kind, _no_transform)
 

@@ -6,6 +6,7 @@ r"""Kullback-Leibler divergences between laws of permutations, each with its sta
 | GumbelSinkhorn, GumbelSinkhorn | :func:`gumbel_noise_kl` | upper bound (the paper's) |
 | GumbelMatching, GumbelMatching or uniform | :func:`gumbel_matching_kl`, registered | upper bound |
 | Gibbs or uniform, Gibbs or uniform | :func:`gibbs_kl`, registered | exact up to 20 rows in a component |
+| Plackett-Luce, Mallows | :mod:`pyro_gs.distributions.ranking_kl`, registered | exact |
 | any two laws over the same matrices | :func:`monte_carlo_kl` | estimate with its standard error |
 """
 
@@ -16,6 +17,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import register_kl
 
+import pyro_gs.distributions.ranking_kl  # noqa: F401, registers its pairs
 from pyro_gs.distributions.gibbs_permutation import GibbsPermutation
 from pyro_gs.distributions.gumbel_matching import GumbelMatching
 from pyro_gs.distributions.gumbel_sinkhorn import GumbelSinkhorn, allowed_counts

@@ -18,6 +18,9 @@ from pyro_gs.distributions import constraints
 from pyro_gs.distributions.gibbs_permutation import GibbsPermutation
 from pyro_gs.distributions.gumbel_matching import GumbelMatching
 from pyro_gs.distributions.gumbel_sinkhorn import GumbelSinkhorn
+from pyro_gs.distributions.plackett_luce import PlackettLuce
+from pyro_gs.distributions.relaxed import RelaxedPermutation
+from pyro_gs.distributions.relaxed_plackett_luce import RelaxedPlackettLuce
 from pyro_gs.distributions.uniform_permutation import UniformPermutation
 from pyro_gs.ops.logits import check_temperature
 
@@ -58,6 +61,11 @@ def _relax_uniform(law: UniformPermutation, temperature: Temperature) -> GumbelS
 @register_relaxation(GumbelMatching)
 def _relax_logits(law: GibbsPermutation | GumbelMatching, temperature: Temperature) -> GumbelSinkhorn:
     return GumbelSinkhorn(temperature, law.logits, validate_args=law._validate_args)
+
+
+@register_relaxation(PlackettLuce)
+def _relax_ranking(law: PlackettLuce, temperature: Temperature) -> RelaxedPlackettLuce:
+    return RelaxedPlackettLuce(temperature, law.scores, validate_args=law._validate_args)
 
 
 def is_permutation_law(fn: Any) -> bool:
@@ -102,8 +110,10 @@ class RelaxMessenger(Messenger):
         if not isinstance(getattr(law, "support", None), constraints.Permutation):
             return
         name = msg["name"]
-        if msg["is_observed"] or any(isinstance(m, ConditionMessenger) and name in m.data for m in _PYRO_STACK):
-            return  # an observed permutation is no latent variable: it keeps its law
+        data: list[Any] = [m.data for m in _PYRO_STACK if isinstance(m, ConditionMessenger)]
+        given = [part[name] for part in data if name in part]
+        if msg["is_observed"] or any(not isinstance(value, RelaxedPermutation) for value in given):
+            return  # an observed permutation is no latent variable: it keeps its law; HMC conditions on relaxed ones
         relaxation = next((_RELAXATIONS[kind] for kind in type(law).__mro__ if kind in _RELAXATIONS), None)
         if relaxation is None:
             known = ", ".join(sorted(kind.__name__ for kind in _RELAXATIONS))

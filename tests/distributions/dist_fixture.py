@@ -5,7 +5,13 @@ from collections.abc import Callable
 
 import torch
 
-from pyro_gs import GumbelSinkhorn, UniformPermutation
+from pyro_gs import (
+    GumbelSinkhorn,
+    Mallows,
+    PlackettLuce,
+    RelaxedPlackettLuce,
+    UniformPermutation,
+)
 
 TRIDIAGONAL = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 0], [0, 1, 1, 1], [0, 0, 1, 1]]).bool()
 BLOCKS = torch.block_diag(torch.ones(1, 1), torch.ones(3, 3)).bool()
@@ -57,4 +63,20 @@ FIXTURES = [
         (2,),
         {"allowed": (2, 4, 4)},
     ),
+    Fixture("Plackett-Luce", lambda: PlackettLuce(torch.randn(4)), (), {"scores": (4,)}),
+    Fixture("Plackett-Luce batch", lambda: PlackettLuce(torch.randn(3, 2, 4)), (3, 2), {"scores": (3, 2, 4)}),
+    Fixture(
+        "relaxed Plackett-Luce",
+        lambda: RelaxedPlackettLuce(torch.tensor([[0.01], [1.0], [2.0]]), torch.randn(2, 4)),
+        (3, 2),
+        {"temperature": (3, 1), "scores": (2, 4)},
+    ),
+    Fixture("relaxed ranking of one", lambda: RelaxedPlackettLuce(1.0, torch.zeros(2, 1)), (2,), {"scores": (2, 1)}),
+    Fixture(
+        "Mallows",
+        lambda: Mallows(torch.eye(4).flip(0), torch.tensor([0.0, 0.5])),
+        (2,),
+        {"center": (4, 4), "theta": (2,)},
+    ),
+    Fixture("Mallows scalar", lambda: Mallows(torch.eye(4), 1.0), (), {"center": (4, 4), "theta": ()}),
 ]

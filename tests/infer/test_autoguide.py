@@ -359,8 +359,8 @@ def test_no_permutation_among_other_latents():
 
 def test_continuous_inference_on_a_permutation_says_what_to_do():
     x, y = noisy_points(4, 0.5, 0)
-    with pytest.raises(NotImplementedError, match=r"no unconstraining transform.*poutine.block"):
-        AutoNormal(pgs.relax(model))(x, y, 0.5)
+    with pytest.raises(ValueError, match=r"cannot handle discrete sample site 'P'.*poutine.block"):
+        AutoNormal(model)(x, y, 0.5)
 
 
 def test_annealing_to_where_everything_underflows():
