@@ -2,6 +2,7 @@
 
 from pyro_gs.distributions import constraints
 from pyro_gs.distributions.birkhoff import BirkhoffTransform, DivergenceError
+from pyro_gs.distributions.gibbs_matching import GibbsMatching
 from pyro_gs.distributions.gibbs_permutation import GibbsPermutation
 from pyro_gs.distributions.gumbel_matching import GumbelMatching
 from pyro_gs.distributions.gumbel_sinkhorn import GumbelSinkhorn
@@ -20,6 +21,7 @@ from pyro_gs.infer.handlers import RelaxMessenger, register_relaxation, relax
 from pyro_gs.ops.implicit import SinkhornSolution, SinkhornWarning
 from pyro_gs.ops.laplacian import laplacian_logdet, laplacian_solve
 from pyro_gs.ops.matching import matching, to_index, to_matrix
+from pyro_gs.ops.padding import pad_logits, unpad
 from pyro_gs.ops.permanent import log_permanent
 from pyro_gs.ops.ranking import kendall_distance
 from pyro_gs.ops.sinkhorn import log_sinkhorn, sinkhorn, solve_sinkhorn
@@ -34,6 +36,7 @@ __all__ = [
     "ConstantSchedule",
     "DivergenceError",
     "ExponentialSchedule",
+    "GibbsMatching",
     "GibbsPermutation",
     "GumbelMatching",
     "GumbelSinkhorn",
@@ -60,6 +63,7 @@ __all__ = [
     "log_sinkhorn",
     "matching",
     "monte_carlo_kl",
+    "pad_logits",
     "register_relaxation",
     "relax",
     "sinkhorn",
@@ -67,4 +71,5 @@ __all__ = [
     "tightened_kl",
     "to_index",
     "to_matrix",
+    "unpad",
 ]

@@ -70,6 +70,38 @@ class Permutation(Constraint):
         return "Permutation()" if self.allowed is None else f"Permutation(allowed={tuple(self.allowed.shape)})"
 
 
+class PartialMatching(Constraint):
+    """Matrices of zeros and ones whose rows have at most a one, and whose columns have at most as many as their capacity.
+
+    Args:
+        capacities: of the m columns.
+        matched: bool, shape (..., n); rows that must have a one. None for all.
+        allowed: bool, shape (..., n, m); pairs outside must not be matched. None allows all.
+    """
+
+    is_discrete = True
+    event_dim = 2
+
+    def __init__(self, capacities: tuple[int, ...], matched: Tensor | None = None, allowed: Tensor | None = None) -> None:
+        self.capacities = capacities
+        self.matched = matched
+        self.allowed = allowed
+        super().__init__()
+
+    def check(self, value: Tensor) -> Tensor:
+        """Bool of the batch shape of ``value`` (broadcast with those of ``matched`` and ``allowed``)."""
+        good = ((value == 0) | (value == 1)).all(-1).all(-1)
+        rows, columns = value.sum(-1), value.sum(-2)
+        good = good & (columns <= torch.tensor(self.capacities, device=value.device)).all(-1)
+        good = good & ((rows == 1) if self.matched is None else (rows <= 1) & ((rows == 1) | ~self.matched)).all(-1)
+        if self.allowed is not None:
+            good = good & ((value == 0) | self.allowed).all(-1).all(-1)
+        return good
+
+    def __repr__(self) -> str:
+        return f"PartialMatching(capacities={self.capacities})"
+
+
 class UnimodalRowStochastic(Constraint):
     """Row-stochastic matrices that NeuralSort returns, the values of ``RelaxedPlackettLuce``.
 
@@ -111,7 +143,7 @@ def _no_transform(constraint: Constraint) -> NoReturn:
     )
 
 
-for _kind in (Permutation, UnimodalRowStochastic):
+for _kind in (Permutation, PartialMatching, UnimodalRowStochastic):
     biject_to.register(_kind, _no_transform)
     transform_to.register(_kind, _no_transform)
 

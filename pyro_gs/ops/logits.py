@@ -80,6 +80,11 @@ def check_logits(logits: Tensor, name: str = "logits", *, half: bool = True) -> 
     """
     check_square(logits, name)
     check_floating(logits, name, half=half)
+    check_entries(logits, name)
+
+
+def check_entries(logits: Tensor, name: str) -> None:
+    """Raise ``ValueError`` if an entry of a tensor (..., n, m) is NaN or +inf; names its position and batch item."""
     if logits.numel() == 0:
         return
     detached = logits.detach()

@@ -19,13 +19,14 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from pyro_gs.ops.logits import check_logits, check_square, describe, first_position
+from pyro_gs.ops.padding import Assignment, Capacities, unpad
 from pyro_gs.ops.support import raise_infeasible
 
 _THREADED_ENTRIES = 2**21  # of a batch, 15 ms or more; for less, torch's own idle threads keep the cores busy too long
 _THREADED_N = 20  # below it a solve is so short that threads mostly wait for each other
 
 
-def matching(logits: Tensor) -> Tensor:
+def matching(logits: Tensor, *, unmatched: float | Tensor | None = None, capacities: Capacities | None = None) -> Tensor:
     r"""Permutation matrix of the largest total weight, ``M(X) = argmax_P <P, X>``.
 
     ``M`` is the limit of the Sinkhorn operator at zero temperature, ``M(X) = lim S(X / tau)`` (Mena et al. 2018,
@@ -34,12 +35,19 @@ def matching(logits: Tensor) -> Tensor:
     :func:`scipy.optimize.linear_sum_assignment`. Large batches are shared among ``torch.get_num_threads()`` threads.
     Where several permutations have the largest weight, the two solvers may return different ones.
 
+    **Partial and one-to-many.** With ``unmatched`` a row may stay unmatched at a score, with ``capacities`` a column may
+    take several rows; then logits may be rectangular, columns may stay free, and the result is the assignment of the
+    largest total weight and score (:func:`pyro_gs.pad_logits`).
+
     Args:
         logits: log-potentials, shape (..., n, n), larger is better; ``-inf`` forbids a pair. Half precision is
-            solved in double precision like every other dtype.
+            solved in double precision like every other dtype. With ``unmatched`` or ``capacities``, shape (..., n, m).
+        unmatched: score of a row that stays unmatched, a number or a tensor that broadcasts to (..., n).
+        capacities: how many rows a column may take, an integer for all or one for each of the m columns.
 
     Returns:
-        Tensor of shape (..., n, n): the permutation matrices, with the dtype and device of ``logits``.
+        Tensor of the shape of ``logits``: permutation matrices, with the dtype and device of ``logits``; with
+        ``unmatched`` or ``capacities`` zeros and ones of which rows have at most one, columns at most their capacity.
 
     Raises:
         TypeError: ``logits`` is not a floating tensor.
@@ -52,6 +60,10 @@ def matching(logits: Tensor) -> Tensor:
         >>> to_index(matching(scores))
         tensor([1, 2, 0])
     """
+    if unmatched is not None or capacities is not None:
+        problem = Assignment(logits, unmatched, capacities)
+        best = to_matrix(solve_assignment(problem.padded()), dtype=logits.dtype)
+        return unpad(best, problem.shape, capacities=problem.capacities)
     check_logits(logits)
     return to_matrix(solve_assignment(logits), dtype=logits.dtype)
 

@@ -17,9 +17,11 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
+from pyro_gs.ops.assignment_sums import log_assignment_sum
 from pyro_gs.ops.batching import unexpanded
 from pyro_gs.ops.implicit import scale
 from pyro_gs.ops.logits import check_logits, describe
+from pyro_gs.ops.padding import Assignment, Capacities
 from pyro_gs.ops.subsets import levels
 from pyro_gs.ops.support import Support, component_sums, find_support, unravel
 
@@ -33,7 +35,13 @@ _TOL = 1e-10
 _NOTHING = -1e5  # for the logarithm of zero where gradients pass by
 
 
-def log_permanent(logits: Tensor, *, method: Method = "exact") -> Tensor:
+def log_permanent(
+    logits: Tensor,
+    *,
+    method: Method = "exact",
+    unmatched: float | Tensor | None = None,
+    capacities: Capacities | None = None,
+) -> Tensor:
     r"""Log-permanent of ``exp(logits)``: the log-normalizer of ``p(P) ~ exp <logits, P>`` over permutations.
 
     ====================  ======  =========================================================================
@@ -49,13 +57,20 @@ def log_permanent(logits: Tensor, *, method: Method = "exact") -> Tensor:
 
     The components of the allowed entries multiply, and each is treated alone.
 
+    **Partial and one-to-many.** With ``unmatched`` a row may stay unmatched at a score, with ``capacities`` a column may
+    take several rows; then logits may be rectangular, columns may stay free, and the value is the log-sum of
+    ``exp(<logits, P> + scores of unmatched rows)`` over all assignments (:mod:`pyro_gs.ops.assignment_sums`): exact only.
+
     **Differentiation.** The gradient of the exact value is the matrix of marginals ``P(row i is matched to column j)``;
     it can be differentiated once more. That of ``"bethe"`` are its beliefs, that of ``"sinkhorn_lower"`` and
     ``"sinkhorn_upper"`` is ``S(logits)``, each differentiable once.
 
     Args:
-        logits: shape (..., n, n), larger is better; ``-inf`` forbids a pair.
+        logits: shape (..., n, n), larger is better; ``-inf`` forbids a pair. With ``unmatched`` or ``capacities``,
+            shape (..., n, m).
         method: see above.
+        unmatched: score of a row that stays unmatched, a number or a tensor that broadcasts to (..., n).
+        capacities: how many rows a column may take, an integer for all or one for each of the m columns.
 
     Returns:
         Tensor of the batch shape, in nats, with the dtype of ``logits``; computed in float64.
@@ -63,7 +78,8 @@ def log_permanent(logits: Tensor, *, method: Method = "exact") -> Tensor:
     Raises:
         TypeError: ``logits`` is no floating tensor.
         ValueError: bad logits, no permutation allowed, an unknown method, or ``"exact"`` with a component of more than
-            20 rows; the message names the number and the alternatives.
+            20 rows; the message names the number and the alternatives. With ``unmatched`` or ``capacities``, another
+            method, or more than 2^20 states.
 
     Example:
         >>> import torch
@@ -72,8 +88,12 @@ def log_permanent(logits: Tensor, *, method: Method = "exact") -> Tensor:
         >>> log_permanent(torch.zeros(30, 30), method="sinkhorn_lower")
         tensor(74.6582)
     """
-    check_logits(logits)
     check_method(method)
+    if unmatched is not None or capacities is not None:
+        if method != "exact":
+            raise ValueError(f"method must be 'exact' with unmatched or capacities, but is {method!r}")
+        return log_assignment_sum(Assignment(logits, unmatched, capacities)).to(logits.dtype)
+    check_logits(logits)
     support = find_support(logits.detach() > -torch.inf, warn=False)
     return log_normalizer(logits, support, method).to(logits.dtype)
 

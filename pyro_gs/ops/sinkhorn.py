@@ -31,6 +31,7 @@ from pyro_gs.ops.logits import (
     first_position,
     warn_user,
 )
+from pyro_gs.ops.padding import Assignment, Capacities
 from pyro_gs.ops.support import Support, component_sums, find_support
 
 _DEFAULT_TOL = {torch.float64: 1e-10, torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 1e-2}
@@ -255,6 +256,8 @@ def log_sinkhorn(
     tol: float | None = None,
     max_iter: int | None = None,
     num_iters: int | None = None,
+    unmatched: float | Tensor | None = None,
+    capacities: Capacities | None = None,
 ) -> Tensor:
     r"""Logarithm of the Sinkhorn operator, ``log S(logits / temperature)``.
 
@@ -275,6 +278,11 @@ def log_sinkhorn(
     ``max_iter`` at a marginal error above 2e-6, the backward pass of such an item raises ``RuntimeError``. With
     ``num_iters`` the sweeps are unrolled and the gradient is theirs.
 
+    **Partial and one-to-many.** With ``unmatched`` a row may stay unmatched at a score, with ``capacities`` a column may
+    take several rows; then logits may be rectangular. The result is optimal transport with a dustbin row and column (Sarlin
+    et al. 2020), whose limit at zero temperature is ``matching`` with the same arguments: rows sum to at most one (to one
+    where they must be matched), columns to at most their capacity (:func:`pyro_gs.pad_logits`).
+
     **Rectangular problems.** For n rows and m > n columns, of which m - n stay free, add m - n rows of zeros, which take
     the free columns: ``torch.nn.functional.pad(logits, (0, 0, 0, m - n))``, and read the first n rows of the result. By
     invariance to shifts of rows any constant does. Their rows sum to one and their columns to at most one.
@@ -288,6 +296,9 @@ def log_sinkhorn(
         max_iter: cap on Newton steps, by default 500.
         num_iters: instead of converging, take exactly this many sweeps (a row and a column normalisation each), the
             paper's truncated operator; its rows do not sum to one.
+        unmatched: score of a row that stays unmatched, a number or a tensor that broadcasts to (..., n); divided by the
+            temperature like the logits, of shape (..., n, m) then.
+        capacities: how many rows a column may take, an integer for all or one for each of the m columns.
 
     Returns:
         Tensor of the shape, dtype and device of ``logits``; ``-inf`` where forbidden.
@@ -308,7 +319,12 @@ def log_sinkhorn(
         >>> log_sinkhorn(torch.nn.functional.pad(X, (0, 0, 0, 1))).exp()[:2].sum(-1)
         tensor([1., 1.])
     """
-    return _operator(logits, temperature, tol, max_iter, num_iters, relative=True)
+    options = (temperature, tol, max_iter, num_iters)
+    if unmatched is None and capacities is None:
+        return _operator(logits, *options, relative=True)
+    problem = Assignment(logits, unmatched, capacities)
+    log_p = _operator(problem.padded(warn=True), *options, relative=True)
+    return _of_columns(log_p, problem)
 
 
 def sinkhorn(
@@ -318,6 +334,8 @@ def sinkhorn(
     tol: float | None = None,
     max_iter: int | None = None,
     num_iters: int | None = None,
+    unmatched: float | Tensor | None = None,
+    capacities: Capacities | None = None,
 ) -> Tensor:
     """The Sinkhorn operator ``S(logits / temperature)``: a doubly stochastic matrix.
 
@@ -335,7 +353,20 @@ def sinkhorn(
         tensor([[1., 0.],
                 [0., 1.]])
     """
-    return _operator(logits, temperature, tol, max_iter, num_iters, relative=False).exp()
+    options = (temperature, tol, max_iter, num_iters)
+    if unmatched is None and capacities is None:
+        return _operator(logits, *options, relative=False).exp()
+    problem = Assignment(logits, unmatched, capacities)
+    return _of_columns(_operator(problem.padded(warn=True), *options, relative=False), problem).exp()
+
+
+def _of_columns(log_p: Tensor, problem: Assignment) -> Tensor:
+    """What columns take, from a solution of the padded problem: their copies are alike."""
+    n = problem.shape[0]
+    capacity = torch.tensor(problem.capacities, device=log_p.device)
+    first = (capacity.cumsum(0) - capacity).clamp(max=log_p.shape[-1] - 1)
+    out = log_p[..., :n, first] + capacity.to(log_p.dtype).log()
+    return out.masked_fill(capacity == 0, -torch.inf)
 
 
 def _operator(
