@@ -52,7 +52,7 @@ class GibbsPermutation(PermutationLaw):
         >>> d.log_prob(d.enumerate_support()).exp().sum()
         tensor(1.0000)
         >>> d.marginals()[0]
-        tensor([0.5214, 0.2393, 0.2393])
+        tensor([0.7541, 0.1230, 0.1230])
     """
 
     arg_constraints = {"logits": torch_constraints.independent(torch_constraints.real, 2)}  # noqa: RUF012

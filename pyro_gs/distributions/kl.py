@@ -156,7 +156,7 @@ def gumbel_matching_kl(q: GumbelMatching, p: GumbelMatching | UniformPermutation
                 "a bound of the KL divergence of GumbelMatching to UniformPermutation exists only where nothing is "
                 "forbidden; estimate it by pyro_gs.monte_carlo_kl(q, p)"
             )
-        prior = torch.zeros_like(unexpanded(q.logits, 2)[..., :1, :1]).expand(p.batch_shape + p.event_shape)
+        prior = q.logits.new_zeros(p.event_shape).expand(p.batch_shape + p.event_shape)
     else:
         prior = p.logits
     return tightened_kl(GumbelSinkhorn(1.0, q.logits), GumbelSinkhorn(1.0, prior))

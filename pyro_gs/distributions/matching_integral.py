@@ -157,12 +157,10 @@ def log_pair_probability(d: Tensor) -> Tensor:
     """
     t = d.abs().clamp(max=1e300)
     near = t < _SERIES
+    u = torch.where(near, d, 0.0)
+    series = 0.5 + u / 6 - u**3 / 180 + u**5 / 5040 - u**7 / 151200
+    # The less probable side: e^-t (t - 1 + e^-t) / (1 - e^-t)^2.
     s = torch.where(near, 1.0, t)
-    # Of the less probable side: e^-t (t - 1 + e^-t) / (1 - e^-t)^2.
     e = (-s).exp()
-    far = -s + (s - 1 + e).log() - 2 * (-torch.expm1(-s)).log()
-    u = torch.where(near, t, 0.0)
-    series = 0.5 - u / 6 + u**3 / 180 - u**5 / 5040 + u**7 / 151200
-    low = torch.where(near, series.log(), far)
-    high = torch.log1p(-low.exp())
-    return torch.where(d > 0, high, low)
+    low = -s + (s - 1 + e).log() - 2 * (-torch.expm1(-s)).log()
+    return torch.where(near, series.log(), torch.where(d > 0, torch.log1p(-low.exp()), low))

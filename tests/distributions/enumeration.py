@@ -21,17 +21,30 @@ def entropy_by_enumeration(law):
 
 
 def chi_square(law, size):
-    """p-value of draws of a law without batch shape against its own probabilities; cells of fewer than 5 are joined."""
+    """p-value of draws of a law without batch shape against its own probabilities."""
+    return p_value(law.sample(torch.Size((size,))).argmax(-1), law)
+
+
+def p_value(index, law):
+    """p-value of draws in index form (size, n) against the probabilities of a law; cells of fewer than 5 are joined.
+
+    If they are too few even together, the next smallest cell takes them in.
+    """
     values, log_p = enumerated(law)
+    size = len(index)
     code = law.n ** torch.arange(law.n)
     cells = {int(c): i for i, c in enumerate((values.argmax(-1) * code).sum(-1))}
-    found = [cells[int(c)] for c in (law.sample(torch.Size((size,))).argmax(-1) * code).sum(-1)]
+    found = [cells[int(c)] for c in (index * code).sum(-1)]
     counts = torch.bincount(torch.tensor(found), minlength=len(values)).double()
     expected = size * log_p.double().exp()
     rare = expected < 5
+    if 0 < float(expected[rare].sum()) < 5 and not bool(rare.all()):
+        rare = rare | (expected == expected[~rare].min())
     counts = torch.cat([counts[~rare], counts[rare].sum()[None]])
     expected = torch.cat([expected[~rare], expected[rare].sum()[None]])
     keep = expected > 0
+    if int(keep.sum()) < 2:  # one permutation has all the mass, and nothing is left to compare
+        return 1.0
     if not bool(counts[~keep].sum() == 0):
         return 0.0
     return stats.chisquare(counts[keep].numpy(), (expected[keep] * size / expected[keep].sum()).numpy()).pvalue

@@ -4,7 +4,15 @@ import pytest
 import torch
 from torch.distributions import kl_divergence
 
-from pyro_gs import GumbelSinkhorn, gumbel_noise_kl, tightened_kl
+from pyro_gs import (
+    GibbsPermutation,
+    GumbelMatching,
+    GumbelSinkhorn,
+    UniformPermutation,
+    gumbel_noise_kl,
+    monte_carlo_kl,
+    tightened_kl,
+)
 
 ALLOWED = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 0], [0, 1, 1, 1], [0, 0, 1, 1]]).bool()
 
@@ -120,3 +128,100 @@ def test_edges():
             kl(q, GumbelSinkhorn(1.0, torch.zeros(3, 3)))
     far = GumbelSinkhorn(1.0, torch.full((2, 2), -800.0).fill_diagonal_(0.0))
     assert float(gumbel_noise_kl(far, GumbelSinkhorn(1.0, torch.zeros(2, 2)))) == math.inf  # overflows, but is not NaN
+
+
+def enumerated_kl(q, p):
+    values = q.expand(torch.broadcast_shapes(q.batch_shape, p.batch_shape)).enumerate_support()
+    log_q, log_p = q.log_prob(values), p.log_prob(values)
+    return torch.where(log_q > -torch.inf, log_q.exp() * (log_q - log_p), 0.0).sum(0)
+
+
+CIRCLE = (torch.arange(4)[None] - torch.arange(4)[:, None]) % 4 <= 1  # two permutations
+
+
+@pytest.mark.parametrize(
+    ("q", "p"),
+    [
+        (GibbsPermutation, GibbsPermutation),
+        (GibbsPermutation, lambda x: UniformPermutation(4)),
+        (lambda x: UniformPermutation(4, ALLOWED), GibbsPermutation),
+        (lambda x: UniformPermutation(4, ALLOWED), lambda x: UniformPermutation(4)),
+    ],
+)
+def test_kl_of_gibbs_laws(q, p, tol):
+    q, p = q(2 * torch.randn(3, 4, 4)), p(torch.randn(3, 4, 4))
+    found = kl_divergence(q, p)
+    assert torch.allclose(found, enumerated_kl(q, p), atol=1000 * tol)
+    assert (found > 0).all()
+    batch = torch.Size((2, 3))
+    wide = kl_divergence(q.expand(batch), p.expand(batch))
+    assert torch.allclose(wide, found.expand(2, 3))
+
+
+def test_kl_of_gibbs_laws_with_masks(tol):
+    x = torch.randn(4, 4)
+    q, p = GibbsPermutation(x.masked_fill(~CIRCLE, -torch.inf)), GibbsPermutation(x)
+    assert float(kl_divergence(q, p) - enumerated_kl(q, p)) == pytest.approx(0, abs=100 * tol)
+    assert float(kl_divergence(p, q)) == torch.inf
+    assert float(kl_divergence(UniformPermutation(4), q)) == torch.inf
+    assert float(kl_divergence(q, q)) == pytest.approx(0, abs=100 * tol)
+    with pytest.raises(NotImplementedError, match=r"GibbsPermutation with n=21 has a component of more than 20 rows"):
+        kl_divergence(GibbsPermutation(torch.zeros(21, 21)), UniformPermutation(21))
+    with pytest.raises(NotImplementedError, match="the normalizer of a law is 'bethe'"):
+        kl_divergence(p, GibbsPermutation(x, normalizer="bethe"))
+    with pytest.raises(ValueError, match="same event_shape"):
+        kl_divergence(p, GibbsPermutation(torch.zeros(3, 3)))
+
+
+def test_gradient_of_the_kl_of_gibbs_laws(float64_only):
+    x, y = torch.randn(4, 4, requires_grad=True), torch.randn(4, 4, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x, y: kl_divergence(GibbsPermutation(x), GibbsPermutation(y)), (x, y))
+
+
+@pytest.mark.parametrize("scale", [0.3, 1.0, 3.0])
+def test_bound_of_the_kl_of_matchings(scale):
+    q, p = GumbelMatching(scale * torch.randn(20, 3, 3)), GumbelMatching(scale * torch.randn(20, 3, 3))
+    assert (kl_divergence(q, p) >= enumerated_kl(q, p)).all()
+    bound = kl_divergence(q, UniformPermutation(3))
+    assert (bound >= enumerated_kl(q, UniformPermutation(3))).all()
+    assert torch.allclose(bound, kl_divergence(q, GumbelMatching(torch.zeros(3, 3))))
+    with pytest.raises(NotImplementedError, match=r"estimate it by pyro_gs.monte_carlo_kl\(q, p\)"):
+        kl_divergence(GumbelMatching(torch.zeros(4, 4)), UniformPermutation(4, ALLOWED))
+
+
+def test_monte_carlo_kl():
+    q, p = GibbsPermutation(torch.randn(2, 4, 4)), GibbsPermutation(torch.randn(4, 4))
+    value, error = monte_carlo_kl(q, p, 4000)
+    assert value.shape == error.shape == (2,)
+    assert ((value - kl_divergence(q, p)).abs() < 5 * error).all()
+    value, _ = monte_carlo_kl(GibbsPermutation(torch.zeros(4, 4)), q, 100)  # the batch of p
+    assert value.shape == (2,)
+    with pytest.raises(ValueError, match="num_samples must be an integer of at least 2, but is 1"):
+        monte_carlo_kl(q, p, 1)
+
+
+def test_monte_carlo_kl_of_relaxed_laws():
+    """Between zero and both bounds, and with a gradient."""
+    x = torch.randn(3, 3, requires_grad=True)
+    q, p = GumbelSinkhorn(0.7, x), GumbelSinkhorn(1.0, torch.zeros(3, 3))
+    value, error = monte_carlo_kl(q, p, 2000)
+    assert (value + 5 * error > 0).all()
+    assert (value - 5 * error < tightened_kl(q, p)).all()
+    (grad,) = torch.autograd.grad(value, x)
+    assert grad.abs().max() > 0
+
+
+@pytest.mark.usefixtures("float64_only")
+def test_entropy_of_the_relaxed_law_and_its_gradient():
+    """At a fixed seed the estimate is a differentiable function; its mean agrees with another sample's."""
+    x = torch.randn(3, 3, requires_grad=True)
+
+    def entropy(logits, tau):
+        torch.manual_seed(3)
+        return GumbelSinkhorn(tau, logits).entropy(8)
+
+    assert torch.autograd.gradcheck(entropy, (x, torch.tensor(0.8, requires_grad=True)), atol=1e-4)
+    law = GumbelSinkhorn(0.8, x.detach())
+    draws = -law.log_prob(law.sample((4000,)))
+    error = float(draws.std()) * (1 / 4000 + 1 / 2000) ** 0.5
+    assert abs(float(law.entropy(2000)) - float(draws.mean())) < 5 * error

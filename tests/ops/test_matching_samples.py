@@ -3,9 +3,9 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from scipy import stats
+from enumeration import p_value
 
-from pyro_gs import log_permanent
+from pyro_gs import GibbsPermutation, log_permanent
 from pyro_gs.ops import matching_samples
 from pyro_gs.ops.matching_samples import draw_by_blocks, draw_by_chain, sample_matchings
 from pyro_gs.ops.permanent import balance
@@ -16,19 +16,7 @@ FAILURE_RATE = 2e-5
 
 def chi_square(index, logits):
     """p-value of draws (k, n) against ``exp <logits, P>`` over all permutations."""
-    n = logits.shape[-1]
-    support = [p for p in itertools.permutations(range(n)) if logits[range(n), list(p)].sum() > -torch.inf]
-    weight = torch.stack([logits[range(n), list(p)].sum() for p in support]).softmax(0)
-    counts = dict.fromkeys(support, 0)
-    for p in map(tuple, index.tolist()):
-        counts[p] += 1
-    expected = len(index) * weight
-    rare = expected < 5
-    seen = torch.tensor(list(counts.values())).double()
-    if rare.any():
-        seen = torch.cat([seen[~rare], seen[rare].sum()[None]])
-        expected = torch.cat([expected[~rare], expected[rare].sum()[None]])
-    return stats.chisquare(seen.numpy(), expected.double().numpy()).pvalue if len(seen) > 1 else 1.0
+    return p_value(index, GibbsPermutation(logits.double()))
 
 
 def draw(logits, count):
