@@ -32,7 +32,7 @@ class GumbelMatching(PermutationLaw):
 
     ``p(P) = integral of prod_(P_ij = 1) Q(b)_ij det(I - Q(b) P^T)' db``
 
-    over ``R^(n - 1)``, the prime dropping a row and its column (``docs/density.md``): the Gibbs weight ``exp <X, P>``
+    over ``R^(n - 1)``, the prime dropping a row and its column (``docs/matching_law.md``): the Gibbs weight ``exp <X, P>``
     times a factor of the permutation.
 
     - **Samples** are exact: noise and a matching.

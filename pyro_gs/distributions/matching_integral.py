@@ -4,7 +4,7 @@ Relabel the columns so that the permutation is the identity. It is the best one 
 passing its columns on, that is, if there are potentials ``b`` with ``Y_ij + b_j <= Y_ii + b_i`` for ``Y = X + eps``. The
 smallest ones with ``b_n = 0`` are lengths of longest paths to row n, and make one inequality of every other row an equation;
 those equations form a tree directed to n. Row i meets its inequalities with probability ``Q_ii``, ``Q = softmax_j(X_ij +
-b_j)``, with density ``Q_ii Q_ij`` for an equation at j; and the sum over trees is a determinant (``docs/density.md``):
+b_j)``, with density ``Q_ii Q_ij`` for an equation at j; and the sum over trees is a determinant (``docs/matching_law.md``):
 
     p(identity) = integral over b in R^(n-1) of prod_i Q_ii(b) det(I - Q(b))'.
 

@@ -127,3 +127,26 @@ def test_bad_arguments():
         pgs.relax(lambda: None, temperature=0)
     with pytest.raises(TypeError, match="model must be callable, but is float"):
         pgs.relax(0.5)
+
+
+@pytest.mark.parametrize(
+    ("make", "kind"),
+    [
+        (lambda: pgs.GibbsPermutation(torch.randn(2, 3, 3)), pgs.GumbelSinkhorn),
+        (lambda: pgs.GumbelMatching(torch.randn(2, 3, 3)), pgs.GumbelSinkhorn),
+        (lambda: pgs.PlackettLuce(torch.randn(2, 3)), pgs.RelaxedPlackettLuce),
+    ],
+)
+def test_what_becomes_of_each_law(make, kind):
+    law = make()
+
+    def model():
+        with pyro.plate("items", 2):
+            return pyro.sample("P", law)
+
+    site = poutine.trace(pgs.relax(model, temperature=0.3)).get_trace().nodes["P"]
+    assert type(site["fn"]) is kind
+    assert site["fn"].batch_shape == (2,)
+    assert (site["fn"].temperature == 0.3).all()
+    given = "scores" if kind is pgs.RelaxedPlackettLuce else "logits"
+    assert torch.equal(getattr(site["fn"], given), getattr(law, given))
