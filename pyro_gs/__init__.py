@@ -22,7 +22,7 @@ from pyro_gs.ops.implicit import SinkhornSolution, SinkhornWarning
 from pyro_gs.ops.laplacian import laplacian_logdet, laplacian_solve
 from pyro_gs.ops.matching import matching, to_index, to_matrix
 from pyro_gs.ops.padding import pad_logits, unpad
-from pyro_gs.ops.permanent import log_permanent
+from pyro_gs.ops.permanent import log_permanent, log_permanent_bounds
 from pyro_gs.ops.ranking import kendall_distance
 from pyro_gs.ops.sinkhorn import log_sinkhorn, sinkhorn, solve_sinkhorn
 from pyro_gs.ops.support import SupportWarning
@@ -60,6 +60,7 @@ __all__ = [
     "laplacian_logdet",
     "laplacian_solve",
     "log_permanent",
+    "log_permanent_bounds",
     "log_sinkhorn",
     "matching",
     "monte_carlo_kl",

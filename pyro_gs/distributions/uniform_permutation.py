@@ -27,7 +27,7 @@ class UniformPermutation(PermutationLaw):
       (``ops/matching_samples.py``); its stationary law is uniform, a finite run is close to it.
     - **log_prob** is minus the log-permanent of the mask: exact in the same cases, else its Bethe approximation
       (Vontobel 2013), a lower bound of the permanent, so the log-probability is then too large by a constant that does
-      not depend on the permutation. :attr:`is_exact` says which.
+      not depend on the permutation. :attr:`is_exact` says which, and ``log_permanent_bounds(law.log_weights)`` bounds it.
 
     The same law under ``pyro_gs.relax`` becomes ``GumbelSinkhorn(temperature, 0)`` with ``-inf`` where forbidden. At
     zero temperature that is ``M(eps)``, which is uniform only where nothing is forbidden.

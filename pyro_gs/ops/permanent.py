@@ -98,6 +98,35 @@ def log_permanent(
     return log_normalizer(logits, support, method).to(logits.dtype)
 
 
+def log_permanent_bounds(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """The best lower and upper bound of :func:`log_permanent` among its methods, for any size.
+
+    Args:
+        logits: as there.
+
+    Returns:
+        Two tensors of the batch shape, in nats, ``log_permanent`` between them.
+
+    Raises:
+        TypeError: as there.
+        ValueError: as there, but for sizes.
+
+    Example:
+        >>> import torch
+        >>> log_permanent_bounds(torch.zeros(40, 40))  # log 40! is 110.32
+        (tensor(110.3206), tensor(121.9223))
+    """
+    check_logits(logits)
+    support = find_support(logits.detach() > -torch.inf, warn=False)
+
+    def value(method: Method) -> Tensor:
+        return log_normalizer(logits, support, method)
+
+    low = torch.maximum(value("bethe"), value("sinkhorn_lower"))
+    high = torch.minimum(value("bethe_upper"), value("sinkhorn_upper"))
+    return low.to(logits.dtype), high.to(logits.dtype)
+
+
 def check_method(method: str, name: str = "method") -> None:
     """Raise ``ValueError`` unless ``method`` is one of :data:`METHODS`."""
     if method not in METHODS:

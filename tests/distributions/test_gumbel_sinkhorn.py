@@ -4,7 +4,9 @@ import pathlib
 
 import pytest
 import torch
+from pyro.distributions.testing.gof import auto_goodness_of_fit
 from scipy import integrate, stats
+from torch.distributions import biject_to
 
 from pyro_gs import GumbelSinkhorn, matching, to_index
 from pyro_gs.distributions.relaxed import RelaxedPermutation
@@ -163,6 +165,19 @@ def test_goodness_of_fit_of_log_densities():
     mean = float((w * p.log_prob(other)).sum())
     error = float(((w**2) * (p.log_prob(other) - mean) ** 2).sum()) ** 0.5 + float(own.std()) / 5_000**0.5
     assert abs(float(own.mean()) - mean) < 4 * error
+
+
+@pytest.mark.parametrize("tau", [0.4, 1.0])
+def test_goodness_of_fit_by_pyro(tau):
+    """In one dimension (n = 2), and in the two of the tridiagonal mask of n = 3, on coordinates without constraints."""
+    band = (torch.arange(3)[:, None] - torch.arange(3)).abs() <= 1
+    for logits in (torch.randn(2, 2), torch.randn(3, 3).masked_fill(~band, -torch.inf)):
+        law = GumbelSinkhorn(tau, logits)
+        value = law.sample((2_000,))
+        transform = biject_to(law.support)
+        x = transform.inv(value)
+        density = (law.log_prob(value) + transform.log_abs_det_jacobian(x, value)).exp()
+        assert auto_goodness_of_fit(x, density) > 2e-5
 
 
 def test_density_ignores_the_gauge(tol):

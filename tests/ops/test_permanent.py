@@ -7,7 +7,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from pyro_gs import log_permanent, matching, sinkhorn
+from pyro_gs import log_permanent, log_permanent_bounds, matching, sinkhorn
 from pyro_gs.ops.permanent import METHODS, log_count, marginals
 from pyro_gs.ops.subsets import levels
 from pyro_gs.ops.support import find_support
@@ -122,6 +122,9 @@ def test_bounds_hold():
         for upper in ("bethe_upper", "sinkhorn_upper"):
             assert (value[upper] >= exact - 1e-9).all(), upper
         assert (value["sinkhorn_bethe"] <= value["bethe"] + 1e-9).all()  # the latter is the maximum
+        low, high = log_permanent_bounds(logits)
+        assert torch.equal(low, torch.maximum(value["bethe"], value["sinkhorn_lower"]))
+        assert torch.equal(high, torch.minimum(value["bethe_upper"], value["sinkhorn_upper"]))
 
 
 def test_bethe_of_two_rows_is_the_larger_product():
