@@ -173,7 +173,7 @@ def test_goodness_of_fit_by_pyro(tau):
     band = (torch.arange(3)[:, None] - torch.arange(3)).abs() <= 1
     for logits in (torch.randn(2, 2), torch.randn(3, 3).masked_fill(~band, -torch.inf)):
         law = GumbelSinkhorn(tau, logits)
-        value = law.sample((2_000,))
+        value = law.sample((10_000,))
         transform = biject_to(law.support)
         x = transform.inv(value)
         density = (law.log_prob(value) + transform.log_abs_det_jacobian(x, value)).exp()
