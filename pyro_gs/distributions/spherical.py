@@ -40,6 +40,7 @@ _DROP = 18.0  # nats below the peak where a ray is cut off
 _SPAN = 4.0  # the peaks lie within this many e-folds of where those of a Gaussian do
 _CHUNK = 2_000_000
 _BEND = 0.72  # of the ties: with this the integral over two columns is met to a tenth at any tie
+_FORBIDDEN = -1e300
 _LOWEST = -600.0  # a row of products may be that small
 
 
@@ -48,8 +49,9 @@ def bent_ties(log_q: Tensor, n_i: Tensor) -> Tensor:
 
     ``(asinh(a) / asinh(a / sqrt(w)))^2`` with ``a = 0.72``.
     """
-    log_w = log_tie_weights(log_q + 0.5 * n_i.log()[..., None])
-    tied = log_w > -torch.inf
+    finite = torch.where(log_q > -torch.inf, log_q, _FORBIDDEN)  # -inf in every row would have no gradient
+    log_w = log_tie_weights(finite + 0.5 * n_i.log()[..., None])
+    tied = log_w > 0.5 * _FORBIDDEN
     x = math.log(_BEND) - 0.5 * torch.where(tied, log_w, 0.0)
     width = x + torch.log1p((1 + (-2 * x).exp()).sqrt())  # asinh(exp(x))
     return torch.where(tied, (math.asinh(_BEND) / width).square(), 0.0)
