@@ -38,7 +38,8 @@ def laplacian(ties: Tensor) -> Tensor:
 def second_order(log_q: Tensor, n_i: Tensor) -> Tensor:
     """Logarithm of the gauge integral less its Laplace approximation, to second order.
 
-    Ties below 1e-6 count as 1e-6: there it is a part of what is missing, and bounded.
+    Entries below 1e-6 count as about that: for ties that much weaker it is a part of what is missing, and bounded, with
+    rounding up to 1e-3.
 
     Args:
         log_q: row-normalised connected components, float64, (b, k, k), with the mode at zero; -inf where forbidden.

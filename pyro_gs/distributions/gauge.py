@@ -91,7 +91,8 @@ def _expansion(block: Tensor, n_i: Tensor) -> Tensor:
     if block.shape[-1] <= _WHOLE:
         return second_order(block, n_i)
     allowed = (block.detach() > -torch.inf).cpu().numpy()
-    return torch.tensor([_flat_expansion(np.packbits(mask).tobytes(), len(mask)) for mask in allowed]).to(n_i)
+    found = [_flat_expansion(np.packbits(mask).tobytes(), len(mask)) for mask in allowed]
+    return torch.tensor(found, dtype=n_i.dtype, device=n_i.device)
 
 
 @functools.lru_cache(maxsize=4096)

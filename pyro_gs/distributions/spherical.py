@@ -7,10 +7,11 @@ In a frame ``beta = r A u`` with ``u`` on the unit sphere of the ``d``-dimension
 for any ``A``. Along a ray the integrand is log-concave, and quadrature has it however far its tails are from a Gaussian's;
 what depends on the direction is bounded, varies little if the frame fits, and is averaged over
 
-- the directions of a degree-7 rule that is symmetric under permutations of the columns: cuts (one column against the
-  rest, three against the rest) and pairs (one column against another). Up to nine columns these are 26 to 240 points. The
-  second-order term of Laplace's expansion has degree six in ``u``; the rule has it exactly where the matrix is symmetric
-  (Genz and Monahan 1998, Stochastic integration rules for infinite regions; Stroud 1971 for rules on the sphere);
+- the directions of a rule that is symmetric under permutations of the columns: cuts (one column against the rest, three
+  against the rest) and pairs (one column against another), 26 points for four columns and 240 for nine. It is exact to
+  degree five, and for the second order of the flat matrix, of degree six (Stroud 1971, Approximate Calculation of Multiple
+  Integrals, for rules on the sphere; Genz and Monahan 1999, A stochastic algorithm for high-dimensional integrals over
+  unbounded regions with Gaussian weight, for the polar form);
 - random directions, with weights that make the estimate unbiased. They are bounded, so their variance is finite.
 
 The frame is the inverse root of a Laplacian whose ties ``w`` are replaced by those of the Gaussian with about the integral
@@ -112,12 +113,16 @@ def by_rule(log_q: Tensor, n_i: Tensor, m_j: Tensor) -> Tensor:
     size = log_q.shape[-1]
     points, weights = (x.to(log_q.device) for x in rule(size))
 
-    def part(log_q: Tensor, n_i: Tensor, m_j: Tensor) -> Tensor:
+    def locate(log_q: Tensor, n_i: Tensor, m_j: Tensor) -> tuple[Tensor, Tensor]:
+        return _panels(_Integrand(log_q, n_i, m_j, points @ inverse_root(_closed(bent_ties(log_q, n_i)))))
+
+    def evaluate(log_q: Tensor, n_i: Tensor, m_j: Tensor, r: Tensor, log_weight: Tensor) -> Tensor:
         root = inverse_root(_closed(bent_ties(log_q, n_i)))
-        rays = _log_rays(log_q, n_i, m_j, points @ root)
+        rays = _log_rays(_Integrand(log_q, n_i, m_j, points @ root), r, log_weight)
         return torch.logsumexp(rays + weights.log(), -1) + torch.logdet(root)
 
-    return _log_area(size - 1) + 0.5 * math.log(size) + _in_chunks(part, 2 * _NODES * len(points) * size, log_q, n_i, m_j)
+    out = _in_chunks(locate, evaluate, 2 * _NODES * len(points) * size, log_q, n_i, m_j)
+    return out + _log_area(size - 1) + 0.5 * math.log(size)
 
 
 def by_sampling(log_q: Tensor, n_i: Tensor, m_j: Tensor, num_particles: int) -> Tensor:
@@ -169,7 +174,15 @@ def sampled_weights(log_q: Tensor, n_i: Tensor, m_j: Tensor, num_particles: int)
         mixture = torch.logsumexp(torch.stack(density, -1) + shares.log(), -1)
         x = torch.nn.functional.pad(x.mT, (1, 0))
     cost = 2 * _NODES * log_q.shape[-1]
-    parts = [_in_chunks(_log_rays, cost * y.shape[1], log_q, n_i, m_j, y) for y in x.split(max(1, _CHUNK // cost), 1)]
+
+    def locate(*args: Tensor) -> tuple[Tensor, Tensor]:
+        return _panels(_Integrand(*args))
+
+    def evaluate(log_q: Tensor, n_i: Tensor, m_j: Tensor, x: Tensor, r: Tensor, log_weight: Tensor) -> Tensor:
+        return _log_rays(_Integrand(log_q, n_i, m_j, x), r, log_weight)
+
+    directions = x.split(max(1, _CHUNK // cost), 1)
+    parts = [_in_chunks(locate, evaluate, cost * y.shape[1], log_q, n_i, m_j, y) for y in directions]
     return torch.cat(parts, -1) - mixture + _log_area(d)
 
 
@@ -178,14 +191,23 @@ def _log_area(d: int) -> float:
     return math.log(2) + 0.5 * d * math.log(math.pi) - math.lgamma(0.5 * d)
 
 
-def _in_chunks(part: Callable[..., Tensor], cost: int, *args: Tensor) -> Tensor:
-    """``part`` of every item (b, ...), a bounded number at a time, and no node kept for the backward pass."""
+def _in_chunks(
+    locate: Callable[..., tuple[Tensor, Tensor]], evaluate: Callable[..., Tensor], cost: int, *args: Tensor
+) -> Tensor:
+    """``evaluate(*args, *locate(*args))`` of items (b, ...), a bounded number at a time.
+
+    Where there are several chunks, nothing of their nodes is kept for the backward pass. What ``locate`` returns is constant
+    under differentiation.
+    """
     out = []
-    for pieces in zip(*(x.split(max(1, _CHUNK // cost)) for x in args), strict=True):
-        if torch.is_grad_enabled() and args[0].requires_grad:
-            out.append(checkpoint(part, *pieces, use_reentrant=False, preserve_rng_state=False))
+    chunks = [x.split(max(1, _CHUNK // cost)) for x in args]
+    for pieces in zip(*chunks, strict=True):
+        with torch.no_grad():
+            found = locate(*pieces)
+        if len(chunks[0]) > 1 and torch.is_grad_enabled() and args[0].requires_grad:
+            out.append(checkpoint(evaluate, *pieces, *found, use_reentrant=False, preserve_rng_state=False))
         else:
-            out.append(part(*pieces))
+            out.append(evaluate(*pieces, *found))
     return torch.cat(out)
 
 
@@ -215,8 +237,9 @@ class _Integrand:
         if len(far):
             total = total.index_fill(0, far, 1.0)
         rows = total.log()
-        if len(far):
-            rows = rows.index_copy(0, far, torch.logsumexp(self.log_q[far][:, None] + beta[far][:, :, None], -1))
+        if len(far):  # one row at a time to bound memory
+            one = [torch.logsumexp(beta[far] + row[:, None], -1) for row in self.log_q[far].unbind(1)]
+            rows = rows.index_copy(0, far, torch.stack(one, -1))
         return (beta @ self.m - rows @ self.n)[..., 0].reshape(r.shape)
 
     def slope(self, r: Tensor) -> Tensor:
@@ -225,35 +248,38 @@ class _Integrand:
         weight = beta.exp()
         mean = ((weight * self.x) @ self.q.mT) / (weight @ self.q.mT)
         if len(far):
-            share = torch.softmax(self.log_q[far][:, None] + beta[far][:, :, None], -1)
-            mean[far] = (share @ self.x[far][..., None])[..., 0]
+            x = self.x[far]
+            one = [(torch.softmax(beta[far] + row[:, None], -1) * x).sum(-1) for row in self.log_q[far].unbind(1)]
+            mean[far] = torch.stack(one, -1)
         return (self.x @ self.m - mean @ self.n)[..., 0]
 
 
-def _log_rays(log_q: Tensor, n_i: Tensor, m_j: Tensor, x: Tensor) -> Tensor:
-    """Logarithms (b, m) of the integrals of ``r^(d - 1) exp f(r x)`` over ``r``, by two Gauss-Legendre panels.
+def _panels(f: _Integrand) -> tuple[Tensor, Tensor]:
+    """Radii and logarithms of weights, (b, m, s) each, of two Gauss-Legendre panels on every ray.
 
-    The panels meet at the peak of ``r^d exp f``. On the left that falls at least as ``r^d`` less the fall of ``f``, which is
-    at most ``d`` nats; on the right, where ``f`` may fall off a cliff, the end is found by bisection.
+    They meet at the peak of ``r^d exp f``. On the left that falls at least as ``r^d`` less the fall of ``f``, which is at
+    most ``d`` nats; on the right, where ``f`` may fall off a cliff, the end is found by bisection.
     """
-    d = x.shape[-1] - 1
-    f = _Integrand(log_q, n_i, m_j, x)
-    with torch.no_grad():
-        peak = torch.full_like(x[..., 0], 0.5 * math.log(d))
-        for step in range(7):
-            rising = d + peak.exp() * f.slope(peak.exp()) > 0
-            peak = peak + torch.where(rising, 1.0, -1.0) * _SPAN / 2 ** (step + 1)
-        value = f(peak.exp()[..., None])[..., 0]
-        bound = math.log1p(_DROP / d + math.sqrt(2 * _DROP / d))  # reached where f falls in proportion to r
-        right = torch.full_like(peak, bound)
-        for step in range(5):
-            end = peak + right - bound / 2 ** (step + 1)
-            low = d * (end - peak) + f(end.exp()[..., None])[..., 0] - value < -_DROP
-            right = torch.where(low, end - peak, right)
-        middle = peak.exp()
-        ends = torch.stack([middle * ((value - _DROP) / d).exp(), middle, middle * right.exp()], -1)
-        nodes, weights = (torch.from_numpy(a).to(x) for a in np.polynomial.legendre.leggauss(_NODES))
-        half = 0.5 * ends.diff(dim=-1)[..., None]
-        r = (ends[..., :-1, None] + half * (1 + nodes)).flatten(-2)
-        log_weight = (half * weights).flatten(-2).log()
-    return torch.logsumexp((d - 1) * r.log() + log_weight + f(r), -1)
+    d = f.x.shape[-1] - 1
+    peak = torch.full_like(f.x[..., 0], 0.5 * math.log(d))
+    for step in range(7):
+        rising = d + peak.exp() * f.slope(peak.exp()) > 0
+        peak = peak + torch.where(rising, 1.0, -1.0) * _SPAN / 2 ** (step + 1)
+    value = f(peak.exp()[..., None])[..., 0]
+    bound = math.log1p(_DROP / d + math.sqrt(2 * _DROP / d))  # reached where f falls in proportion to r
+    right = torch.full_like(peak, bound)
+    for step in range(5):
+        end = peak + right - bound / 2 ** (step + 1)
+        low = d * (end - peak) + f(end.exp()[..., None])[..., 0] - value < -_DROP
+        right = torch.where(low, end - peak, right)
+    middle = peak.exp()
+    ends = torch.stack([middle * ((value - _DROP) / d).exp(), middle, middle * right.exp()], -1)
+    nodes, weights = (torch.from_numpy(a).to(peak) for a in np.polynomial.legendre.leggauss(_NODES))
+    half = 0.5 * ends.diff(dim=-1)[..., None]
+    r = (ends[..., :-1, None] + half * (1 + nodes)).flatten(-2)
+    return r, (half * weights).flatten(-2).log()
+
+
+def _log_rays(f: _Integrand, r: Tensor, log_weight: Tensor) -> Tensor:
+    """Logarithms (b, m) of the integrals of ``r^(d - 1) exp f(r x)`` over ``r``."""
+    return torch.logsumexp((f.x.shape[-1] - 2) * r.log() + log_weight + f(r), -1)
