@@ -4,39 +4,31 @@ For a row-normalised matrix ``q`` on allowed entries, ``n_i`` of them in row ``i
 
     I(q) = integral over beta of prod_j exp(m_j beta_j) prod_i (sum_j q_ij exp(beta_j))^(-n_i),    beta_ground = 0,
 
-is log-concave with its mode at zero when ``n_i q_ij`` has the column sums ``m_j``. Its Laplace approximation,
-the exact value for components of two and three columns, and an importance-sampling estimate, as in
-``docs/density.md``.
+is log-concave with its mode at zero when ``n_i q_ij`` has the column sums ``m_j``. It is computed for every component
+apart: exactly for two and three columns, in polar coordinates up to nine (:mod:`pyro_gs.distributions.spherical`), and to
+second order above (:mod:`pyro_gs.distributions.edgeworth`); or estimated. See ``docs/density.md``.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from pyro_gs.ops.laplacian import grounded_nodes, log_tie_weights
+from pyro_gs.distributions.edgeworth import second_order
+from pyro_gs.distributions.spherical import LARGEST, by_rule, by_sampling
+from pyro_gs.ops.laplacian import component_logdet
 from pyro_gs.ops.support import Support, component_sums
-from pyro_gs.ops.tree import CutBasis
 
 _STEP = 0.75  # of the trapezoid rule; its error is below 1e-11, the integrand being analytic in a strip of width pi
 _TAIL = 14.0  # how far beyond the flat part the rule goes: the integrand falls by e^-2 a unit or faster
 _NODES = 160  # along each axis at the most
+_WHOLE = 64  # columns up to which the second-order term follows the matrix; it takes as long as the rest
 _CHUNK = 4_000_000
-
-
-def laplace_constant(size: Tensor) -> Tensor:
-    r"""Exact minus Laplace for the flat matrix of each component size; it tends to 1/12.
-
-    ``n lgamma(n) - lgamma(n^2) + n^2 log n - (n - 1)/2 log(2 pi) + (n - 2)/2 log n``, and 0 for n = 1 and for
-    unused components (n = 0).
-    """
-    n = size.clamp(min=1).double()
-    exact = n * torch.lgamma(n) - torch.lgamma(n * n)
-    value = exact + n * n * n.log() - 0.5 * (n - 1) * math.log(2 * math.pi) + 0.5 * (n - 2) * n.log()
-    return torch.where(size > 1, value, 0.0)
 
 
 def log_integral(
@@ -48,60 +40,68 @@ def log_integral(
         log_q: row-normalised, float64, (..., n, n), with its mode at zero.
         support: of the same shape.
         logdet: log-determinant of the Hessian of minus the log integrand at the mode, shape (...).
-        num_particles: 0 for Laplace, else the size of the importance sample.
+        num_particles: 0 for deterministic, else the number of directions of the estimate.
         counts: allowed entries of every row and of every column, (..., n) each.
 
     Returns:
-        Tensor of shape (...): exact where all components have at most three columns.
+        Tensor of shape (...): exact for components of at most three columns; above, with ``num_particles`` unbiased (the
+        integral, not its logarithm), and without it by the rule or, for ten columns and more, to second order.
     """
-    sizes = component_sums(torch.ones_like(log_q[..., 0]), support)
-    if num_particles:
-        logdet = logdet.detach()
-    out = 0.5 * math.log(2 * math.pi) * (sizes - 1).clamp(min=0).sum(-1) - 0.5 * logdet
-    constant = laplace_constant(sizes)
-    if num_particles:
-        small = (sizes <= 3) & (sizes > 0)
-        estimate = _importance(log_q, support, num_particles, counts)
-        out = out + torch.where(sizes > 3, estimate, 0.0).sum(-1)
-        constant = torch.where(small, constant, 0.0)
-    out = out + constant.sum(-1)
-    for size in (2, 3):
-        if bool((sizes == size).any()):
-            out = out + _exact_correction(log_q, support, sizes, size, counts, detach=bool(num_particles))
-    return out
-
-
-def _exact_correction(
-    log_q: Tensor, support: Support, sizes: Tensor, size: int, counts: tuple[Tensor, Tensor], *, detach: bool
-) -> Tensor:
-    """Exact minus Laplace, summed over the components of ``size`` columns, shape (...)."""
     n = log_q.shape[-1]
-    flat = log_q.reshape(-1, n, n)
-    where = (sizes.reshape(-1, n) == size).nonzero()
-    item, label = where[:, 0], where[:, 1]
+    out = torch.zeros_like(logdet).reshape(-1)
+    sizes = component_sums(torch.ones_like(log_q[..., 0]), support).reshape(-1, n)
+    for size in sizes.unique().long().tolist():
+        if size < 2:
+            continue
+        item, block, n_i, m_j = _components(log_q, support, sizes, size, counts)
+        if size == 2:
+            value = _pair_integral(block)
+        elif size == 3:
+            value = _triple_integral(block, n_i, m_j)
+        elif num_particles:
+            value = by_sampling(block, n_i, m_j, num_particles)
+        elif size <= LARGEST:
+            value = by_rule(block, n_i, m_j)
+        else:
+            alone = Support(block.shape)  # connected, which is all that counts
+            own = logdet.reshape(-1)[item] if size == n else component_logdet(block + 0.5 * n_i.log()[..., None], alone)
+            value = 0.5 * (size - 1) * math.log(2 * math.pi) - 0.5 * own + _expansion(block, n_i)
+        out = out.index_add(0, item, value)
+    return out.reshape(logdet.shape)
+
+
+def _components(
+    log_q: Tensor, support: Support, sizes: Tensor, size: int, counts: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The components of ``size`` columns: items (b,), blocks (b, size, size), and counts of rows and columns (b, size)."""
+    n = log_q.shape[-1]
+    item, label = (sizes == size).nonzero().unbind(-1)
     if support.component is None or support.row_component is None:
-        rows = columns = torch.arange(n, device=log_q.device).expand(len(item), n)
-    else:
-        pick = support.component.reshape(-1, n)[item] == label[:, None]
-        columns = pick.nonzero()[:, 1].reshape(-1, size)
-        pick = support.row_component.reshape(-1, n)[item] == label[:, None]
-        rows = pick.nonzero()[:, 1].reshape(-1, size)
-    block = flat[item[:, None, None], rows[:, :, None], columns[:, None, :]]
-    n_i = counts[0].reshape(-1, n)[item[:, None], rows]
-    m_j = counts[1].reshape(-1, n)[item[:, None], columns]
-    log_w = log_tie_weights(block + 0.5 * n_i.log()[..., None])
-    if size == 2:
-        logdet = log_w[:, 0, 1]
-        exact = _pair_integral(block)
-    else:
-        a, b, c = log_w[:, 0, 1], log_w[:, 0, 2], log_w[:, 1, 2]
-        logdet = torch.logsumexp(torch.stack([a + b, a + c, b + c]), 0)  # spanning trees of a triangle
-        exact = _triple_integral(block, n_i, m_j)
-    if detach:
-        logdet = logdet.detach()
-    laplace = 0.5 * (size - 1) * math.log(2 * math.pi) - 0.5 * logdet + laplace_constant(sizes.new_full((), size))
-    out = torch.zeros_like(flat[:, 0, 0]).index_add(0, item, exact - laplace)
-    return out.reshape(log_q.shape[:-2])
+        return item, log_q.reshape(-1, n, n), counts[0].reshape(-1, n), counts[1].reshape(-1, n)
+    pick = support.component.reshape(-1, n)[item] == label[:, None]
+    columns = pick.nonzero()[:, 1].reshape(-1, size)
+    pick = support.row_component.reshape(-1, n)[item] == label[:, None]
+    rows = pick.nonzero()[:, 1].reshape(-1, size)
+    block = log_q.reshape(-1, n, n)[item[:, None, None], rows[:, :, None], columns[:, None, :]]
+    return item, block, counts[0].reshape(-1, n)[item[:, None], rows], counts[1].reshape(-1, n)[item[:, None], columns]
+
+
+def _expansion(block: Tensor, n_i: Tensor) -> Tensor:
+    """The second-order term (b,); of components of many columns that of the flat matrix on the same allowed pairs."""
+    if block.shape[-1] <= _WHOLE:
+        return second_order(block, n_i)
+    allowed = (block.detach() > -torch.inf).cpu().numpy()
+    found = [_flat_expansion(np.packbits(mask).tobytes(), len(mask)) for mask in allowed]
+    return torch.tensor(found, dtype=n_i.dtype, device=n_i.device)
+
+
+@functools.lru_cache(maxsize=4096)
+def _flat_expansion(packed: bytes, size: int) -> float:
+    """The second-order term of the matrix with equal entries in every row, remembered by its mask."""
+    allowed = np.unpackbits(np.frombuffer(packed, dtype=np.uint8), count=size * size).reshape(size, size)
+    n_i = torch.from_numpy(allowed.sum(-1)).double()
+    log_q = torch.from_numpy(allowed).double().log() - n_i.log()[:, None]
+    return float(second_order(log_q[None], n_i[None]))
 
 
 def _pair_integral(block: Tensor) -> Tensor:
@@ -155,31 +155,3 @@ def _trapezoid(block: Tensor, n_i: Tensor, m_j: Tensor, step: float, count: int)
     rows = torch.logsumexp(block[:, None] + beta[:, None, :], -1)
     value = (m_j[:, None] * beta).sum(-1) - (n_i[:, None] * rows).sum(-1)
     return torch.logsumexp(value, -1) + 2 * math.log(step)
-
-
-def _importance(log_q: Tensor, support: Support, num_particles: int, counts: tuple[Tensor, Tensor]) -> Tensor:
-    """Log of the mean importance weight of every component, relative to the Laplace approximation, (..., n).
-
-    The proposal is the Laplace Gaussian; its scale is held fixed under differentiation.
-    """
-    n = log_q.shape[-1]
-    flat = log_q.reshape(-1, n, n)
-    n_i, m_j = counts[0].reshape(-1, n), counts[1].reshape(-1, n)
-    with torch.no_grad():
-        grounded = grounded_nodes(support, log_q).reshape(-1, n)
-        found = CutBasis(log_tie_weights(flat + 0.5 * n_i.log()[..., None]), grounded)
-        noise = torch.randn(num_particles, *m_j.shape, dtype=log_q.dtype, device=log_q.device)
-        noise = noise.masked_fill(grounded, 0.0)
-        beta = found.gaussian(noise)
-        top = beta.amax(-1, keepdim=True)
-        weight = (beta - top).exp()
-        far = bool(
-            (top - beta.amin(-1, keepdim=True) > 300).any() | (torch.where(flat > -torch.inf, flat, 0.0) < -300).any()
-        )
-    if far:  # products would underflow
-        rows = torch.stack([torch.logsumexp(flat + b[:, None, :], -1) for b in beta])
-    else:
-        rows = torch.einsum("bij,kbj->kbi", flat.exp(), weight).log() + top
-    by_column = component_sums((m_j * beta + 0.5 * noise.square()).reshape(num_particles, *log_q.shape[:-1]), support)
-    by_row = component_sums((n_i * rows).reshape(num_particles, *log_q.shape[:-1]), support, rows=True)
-    return torch.logsumexp(by_column - by_row, 0) - math.log(num_particles)
