@@ -5,8 +5,8 @@ For a row-normalised matrix ``q`` on allowed entries, ``n_i`` of them in row ``i
     I(q) = integral over beta of prod_j exp(m_j beta_j) prod_i (sum_j q_ij exp(beta_j))^(-n_i),    beta_ground = 0,
 
 is log-concave with its mode at zero when ``n_i q_ij`` has the column sums ``m_j``. It is computed for every component
-apart: exactly for two and three columns, in polar coordinates up to nine (:mod:`pyro_gs.distributions.spherical`), and to
-second order above (:mod:`pyro_gs.distributions.edgeworth`); or estimated. See ``docs/density.md``.
+apart: exactly for two and three columns, else to second order (:mod:`pyro_gs.distributions.edgeworth`), up to nine columns
+in polar coordinates where that falls short (:mod:`pyro_gs.distributions.spherical`); or estimated. See ``docs/density.md``.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ _STEP = 0.75  # of the trapezoid rule; its error is below 1e-11, the integrand b
 _TAIL = 14.0  # how far beyond the flat part the rule goes: the integrand falls by e^-2 a unit or faster
 _NODES = 160  # along each axis at the most
 _WHOLE = 64  # columns up to which the second-order term follows the matrix; it takes as long as the rest
+_BLEND = (0.03, 0.06)  # nats below the flat matrix's term: up to the first second order, from the second on the rule
 _CHUNK = 4_000_000
 
 
@@ -45,7 +46,7 @@ def log_integral(
 
     Returns:
         Tensor of shape (...): exact for components of at most three columns; above, with ``num_particles`` unbiased (the
-        integral, not its logarithm), and without it by the rule or, for ten columns and more, to second order.
+        integral, not its logarithm), and without it to second order or by the rule.
     """
     n = log_q.shape[-1]
     out = torch.zeros_like(logdet).reshape(-1)
@@ -60,12 +61,17 @@ def log_integral(
             value = _triple_integral(block, n_i, m_j)
         elif num_particles:
             value = by_sampling(block, n_i, m_j, num_particles)
-        elif size <= LARGEST:
-            value = by_rule(block, n_i, m_j)
         else:
             alone = Support(block.shape)  # connected, which is all that counts
             own = logdet.reshape(-1)[item] if size == n else component_logdet(block + 0.5 * n_i.log()[..., None], alone)
-            value = 0.5 * (size - 1) * math.log(2 * math.pi) - 0.5 * own + _expansion(block, n_i)
+            value = 0.5 * (size - 1) * math.log(2 * math.pi) - 0.5 * own
+            if size > _WHOLE:
+                value = value + _flat_expansions(block, n_i)
+            else:
+                term = second_order(block, n_i)
+                value = value + term
+                if size <= LARGEST:
+                    value = _with_rule(value, term, block, n_i, m_j)
         out = out.index_add(0, item, value)
     return out.reshape(logdet.shape)
 
@@ -86,13 +92,30 @@ def _components(
     return item, block, counts[0].reshape(-1, n)[item[:, None], rows], counts[1].reshape(-1, n)[item[:, None], columns]
 
 
-def _expansion(block: Tensor, n_i: Tensor) -> Tensor:
-    """The second-order term (b,); of components of many columns that of the flat matrix on the same allowed pairs."""
-    if block.shape[-1] <= _WHOLE:
-        return second_order(block, n_i)
-    allowed = (block.detach() > -torch.inf).cpu().numpy()
-    found = [_flat_expansion(np.packbits(mask).tobytes(), len(mask)) for mask in allowed]
-    return torch.tensor(found, dtype=n_i.dtype, device=n_i.device)
+def _with_rule(value: Tensor, term: Tensor, block: Tensor, n_i: Tensor, m_j: Tensor) -> Tensor:
+    """Integrals (b,) to second order, of which that is ``term``, with the rule where they fall short; it costs far more.
+
+    What tells is by how much the term is below that of the flat matrix; between two such gaps both are blended, so that
+    the result is smooth.
+    """
+    low, high = _BLEND
+    gap = _flat_expansions(block, n_i) - term
+    where = (gap.detach() > low).nonzero()[:, 0]
+    if not len(where):
+        return value
+    share = ((gap[where] - low) / (high - low)).clamp(0.0, 1.0)
+    share = share.square() * (3 - 2 * share)
+    kept = value[where]
+    return value.index_copy(0, where, kept + share * (by_rule(block[where], n_i[where], m_j[where]) - kept))
+
+
+def _flat_expansions(block: Tensor, n_i: Tensor) -> Tensor:
+    """The second-order terms (b,) of the flat matrices on the same allowed pairs."""
+    allowed = block.detach() > -torch.inf
+    if bool(allowed.all()):
+        allowed = allowed[:1]
+    found = [_flat_expansion(np.packbits(mask).tobytes(), len(mask)) for mask in allowed.cpu().numpy()]
+    return torch.tensor(found, dtype=n_i.dtype, device=n_i.device).expand(len(block))
 
 
 @functools.lru_cache(maxsize=4096)

@@ -170,4 +170,6 @@ def log_of(value: Tensor) -> Tensor:
             if value.requires_grad and not log_p.requires_grad:
                 return _Link.apply(plain(value).double(), log_p)  # type: ignore[no-any-return]
             return log_p
-    return plain(value).double().log()
+    p = plain(value).double()
+    inside = p > 0  # where no pair is allowed the logarithm has no gradient
+    return torch.where(inside, torch.where(inside, p, 1.0).log(), -torch.inf)

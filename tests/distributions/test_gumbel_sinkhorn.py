@@ -381,6 +381,15 @@ def test_gradient_through_sample_and_density(n, tau):
 
 
 @pytest.mark.usefixtures("float64_only")
+def test_gradient_in_a_plain_value_with_forbidden_pairs():
+    """Zeros at forbidden pairs have no gradient, and no NaN."""
+    law = GumbelSinkhorn(0.7, torch.randn(3, 3).masked_fill(~PATTERN, -torch.inf))
+    value = torch.as_tensor(law.sample()).as_subclass(torch.Tensor).requires_grad_()
+    (grad,) = torch.autograd.grad(law.log_prob(value), value)
+    assert grad.isfinite().all()
+    assert (grad[~PATTERN] == 0).all()
+
+
 def test_importance_estimate_has_the_right_gradient():
     logits = torch.randn(4, 4)
     value = GumbelSinkhorn(1.0, logits).sample()
