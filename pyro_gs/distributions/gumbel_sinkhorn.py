@@ -14,6 +14,7 @@ from pyro_gs.distributions import constraints
 from pyro_gs.distributions.gauge import log_integral
 from pyro_gs.distributions.gumbel import gumbel_noise
 from pyro_gs.distributions.relaxed import RelaxedPermutation, log_of, plain
+from pyro_gs.ops.batching import refuse_tracing
 from pyro_gs.ops.implicit import scale
 from pyro_gs.ops.laplacian import component_logdet
 from pyro_gs.ops.logits import broadcast_batch, check_floating, check_logits, check_temperature, describe, first_position
@@ -180,6 +181,7 @@ class GumbelSinkhorn(TorchDistribution):
 
     def hard_sample(self, sample_shape: Any = ()) -> Tensor:
         """Draws of the zero-temperature limit ``M(X + eps)``, shape sample_shape + batch_shape + (n, n)."""
+        refuse_tracing("a matching")
         shape = self._extended_shape(torch.Size(sample_shape))
         return matching(self.logits.detach().double() + gumbel_noise(shape, self.logits)).to(self.logits.dtype)
 
