@@ -60,7 +60,7 @@ class _Tempered(Transform):
                 f"{name}{describe(tuple(item))} must be finite, but is {float(value[where])} at row {row}, column {column}"
             )
         tau = torch.as_tensor(self.temperature, dtype=torch.float64, device=value.device)
-        batch = broadcast_batch(tau, value)
+        batch = broadcast_batch(tau, value, name)
         return value.double().expand(*batch, *value.shape[-2:]), tau[..., None, None]
 
 
