@@ -16,6 +16,7 @@ from pyro_gs.distributions.matching_integral import (
     log_pair_probability,
 )
 from pyro_gs.distributions.permutation_law import PermutationLaw
+from pyro_gs.ops.batching import refuse_tracing
 from pyro_gs.ops.logits import check_count, check_logits
 from pyro_gs.ops.matching import matching
 from pyro_gs.ops.permanent import component_sizes
@@ -149,6 +150,7 @@ class GumbelMatching(PermutationLaw):
     @torch.no_grad()
     def sample(self, sample_shape: Any = ()) -> Tensor:
         """Draws of shape sample_shape + batch_shape + (n, n)."""
+        refuse_tracing("a matching")
         shape = self._extended_shape(torch.Size(sample_shape))
         return matching(self.logits.detach().double() + gumbel_noise(shape, self.logits)).to(self.logits.dtype)
 

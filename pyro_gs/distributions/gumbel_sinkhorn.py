@@ -13,10 +13,12 @@ from torch.distributions import constraints as torch_constraints
 from pyro_gs.distributions import constraints
 from pyro_gs.distributions.gauge import log_integral
 from pyro_gs.distributions.gumbel import gumbel_noise
+from pyro_gs.distributions.permutation_law import check_value_shape
 from pyro_gs.distributions.relaxed import RelaxedPermutation, log_of, plain
+from pyro_gs.ops.batching import refuse_tracing
 from pyro_gs.ops.implicit import scale
 from pyro_gs.ops.laplacian import component_logdet
-from pyro_gs.ops.logits import broadcast_batch, check_floating, check_logits, check_temperature, describe, first_position
+from pyro_gs.ops.logits import broadcast_batch, cast_temperature, check_floating, check_logits, describe, first_position
 from pyro_gs.ops.matching import matching
 from pyro_gs.ops.sinkhorn import default_tol, scaled_logits, warn_unconverged
 from pyro_gs.ops.support import Support, component_sums, find_support
@@ -98,10 +100,9 @@ class GumbelSinkhorn(TorchDistribution):
         validate_args: bool | None = None,
     ) -> None:
         check_logits(logits, half=False)
-        check_temperature(temperature)
+        tau = cast_temperature(temperature, logits)
         if isinstance(num_particles, bool) or not isinstance(num_particles, int) or num_particles < 0:
             raise ValueError(f"num_particles must be an integer of at least 0, but is {num_particles!r}")
-        tau = torch.as_tensor(temperature, dtype=logits.dtype, device=logits.device)
         batch_shape = broadcast_batch(tau, logits)
         event_shape = logits.shape[-2:]
         self._support = find_support(logits.detach() > -torch.inf).expand(batch_shape)
@@ -183,6 +184,7 @@ class GumbelSinkhorn(TorchDistribution):
 
     def hard_sample(self, sample_shape: Any = ()) -> Tensor:
         """Draws of the zero-temperature limit ``M(X + eps)``, shape sample_shape + batch_shape + (n, n)."""
+        refuse_tracing("a matching")
         shape = self._extended_shape(torch.Size(sample_shape))
         return matching(self.logits.detach().double() + gumbel_noise(shape, self.logits)).to(self.logits.dtype)
 
@@ -215,16 +217,8 @@ class GumbelSinkhorn(TorchDistribution):
 
     def _checked_log(self, value: Tensor) -> tuple[Tensor, torch.Size]:
         """``log(value)`` on the support in float64, broadcast, and its batch shape."""
-        if not isinstance(value, Tensor) or value.dim() < 2 or value.shape[-2:] != self.event_shape:
-            found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            raise ValueError(f"value must have shape (..., {self.event_shape[0]}, {self.event_shape[1]}), but has {found}")
+        batch = check_value_shape(value, self.event_shape, self.batch_shape)
         check_floating(value, "value")
-        try:
-            batch = torch.broadcast_shapes(value.shape[:-2], self.batch_shape)
-        except RuntimeError:
-            raise ValueError(
-                f"value of shape {tuple(value.shape)} does not broadcast with the batch shape {tuple(self.batch_shape)}"
-            ) from None
         if self._validate_args:
             self._check_value(plain(value).detach())
         log_p = log_of(value).expand(batch + self.event_shape)

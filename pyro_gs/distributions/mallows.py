@@ -81,7 +81,7 @@ class Mallows(PermutationLaw):
         return torch.broadcast_shapes(torch.Size(arg_shapes.get("theta", ())), center[:-2]), center[-2:]
 
     def _log_prob(self, value: Tensor) -> Tensor:
-        rank, item = torch.broadcast_tensors(self.center.argmax(-2), value.argmax(-1))
+        rank, item = torch.broadcast_tensors(self.center.argmax(-2), value.to(torch.uint8).argmax(-1))
         distance = inversions(rank.gather(-1, item))
         return (-self.theta.double() * distance - forms.log_normalizer(self.theta, self.n)).to(self.center.dtype)
 

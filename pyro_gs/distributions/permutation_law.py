@@ -85,6 +85,7 @@ class PermutationLaw(TorchDistribution):
             ``-inf`` for a permutation with a forbidden pair.
 
         Raises:
+            TypeError: complex values.
             ValueError: another event shape or a batch that does not broadcast; with validation, no permutation matrix.
         """
         self._check_value(value)
@@ -97,6 +98,8 @@ class PermutationLaw(TorchDistribution):
 
     def _check_value(self, value: Tensor) -> None:
         check_value_shape(value, self.event_shape, self.batch_shape)
+        if value.is_complex():
+            raise TypeError(f"value must have a real dtype, but has {value.dtype}")
         if not self._validate_args:
             return
         good = constraints.permutation.check(value)

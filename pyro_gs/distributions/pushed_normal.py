@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.distributions import Transform
 from torch.distributions import constraints as torch_constraints
 
-from pyro_gs.ops.logits import broadcast_batch, check_floating, check_square, check_temperature, describe, first_position
+from pyro_gs.distributions.permutation_law import check_value_shape
+from pyro_gs.ops.logits import broadcast_batch, cast_temperature, check_floating, check_square, describe, first_position
 
 
 class PushedNormal(TorchDistribution):
@@ -56,16 +57,15 @@ class PushedNormal(TorchDistribution):
             raise ValueError(
                 f"loc{describe(tuple(item))} must be finite, but is {float(loc[where])} at row {row}, column {column}"
             )
-        check_temperature(scale, "scale")
-        self._kind(temperature)  # which checks it
-        tau, scale = (torch.as_tensor(part, dtype=loc.dtype, device=loc.device) for part in (temperature, scale))
+        scale, tau = cast_temperature(scale, loc, "scale"), cast_temperature(temperature, loc)
+        self._kind(tau)  # which may ask for more
         try:
             shape = torch.broadcast_shapes(loc.shape, scale.shape)
         except RuntimeError:
             shape = torch.Size()
         if shape[-2:] != loc.shape[-2:]:
             raise ValueError(f"scale of shape {tuple(scale.shape)} does not broadcast with loc of shape {tuple(loc.shape)}")
-        self._set(broadcast_batch(tau, loc.expand(shape)), tau, loc, scale)
+        self._set(broadcast_batch(tau, loc.expand(shape), "loc"), tau, loc, scale)
         # The arguments are checked above, with better messages.
         super().__init__(self._batch_shape, self._event_shape, validate_args=False)
         self._validate_args = torch.distributions.Distribution._validate_args if validate_args is None else validate_args
@@ -112,11 +112,11 @@ class PushedNormal(TorchDistribution):
 
         Raises:
             TypeError: a value that is not of dtype float32 or float64.
-            ValueError: another event shape, or with validation a value that is not in the support.
+            ValueError: another event shape, a batch that does not broadcast, or with validation a value that is not in the
+                support.
         """
-        if not isinstance(value, Tensor) or value.dim() < 2 or value.shape[-2:] != self.event_shape:
-            found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            raise ValueError(f"value must have shape (..., {self.event_shape[0]}, {self.event_shape[1]}), but has {found}")
+        check_value_shape(value, self.event_shape, self.batch_shape)
+        check_floating(value, "value", half=False)
         if self._validate_args:
             support: Any = self.support
             good = support.check(value.detach())

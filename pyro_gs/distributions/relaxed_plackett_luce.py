@@ -15,7 +15,7 @@ from pyro_gs.distributions.gumbel import gumbel_noise
 from pyro_gs.distributions.permutation_law import check_value_shape
 from pyro_gs.distributions.plackett_luce import PlackettLuce
 from pyro_gs.distributions.relaxed import RelaxedPermutation, log_of
-from pyro_gs.ops.logits import check_floating, check_temperature, describe, first_position
+from pyro_gs.ops.logits import cast_temperature, check_floating, describe, first_position
 from pyro_gs.ops.ranking import broadcast_parameter, centered, check_scores, log_neural_sort, neural_sort_scores
 
 EULER = 0.5772156649015329
@@ -82,9 +82,7 @@ class RelaxedPlackettLuce(TorchDistribution):
 
     def __init__(self, temperature: float | Tensor, scores: Tensor, validate_args: bool | None = None) -> None:
         check_scores(scores)
-        check_temperature(temperature)
-        tau = torch.as_tensor(temperature, dtype=scores.dtype, device=scores.device)
-        check_temperature(tau)  # float32 may have underflowed
+        tau = cast_temperature(temperature, scores)
         batch_shape, n = broadcast_parameter(tau, "temperature", scores.shape[:-1], "scores"), scores.shape[-1]
         self.temperature = tau.expand(batch_shape)
         self.scores = scores.expand((*batch_shape, n))

@@ -17,6 +17,7 @@ from torch.distributions import constraints as torch_constraints
 from pyro_gs.distributions import constraints
 from pyro_gs.distributions.birkhoff import log_inside
 from pyro_gs.distributions.relaxed import RelaxedPermutation, log_of
+from pyro_gs.ops.batching import refuse_tracing
 from pyro_gs.ops.logits import broadcast_batch, check_floating, check_square, check_temperature, describe, first_position
 from pyro_gs.ops.matching import matching
 
@@ -59,7 +60,7 @@ class _Tempered(Transform):
                 f"{name}{describe(tuple(item))} must be finite, but is {float(value[where])} at row {row}, column {column}"
             )
         tau = torch.as_tensor(self.temperature, dtype=torch.float64, device=value.device)
-        batch = broadcast_batch(tau, value)
+        batch = broadcast_batch(tau, value, name)
         return value.double().expand(*batch, *value.shape[-2:]), tau[..., None, None]
 
 
@@ -220,10 +221,12 @@ class RoundingTransform(_Tempered):
             raise ValueError(f"temperature must be at most 1 for {type(self).__name__}, but is {largest}")
 
     def _call(self, Z: Tensor) -> Tensor:
+        refuse_tracing("a matching")
         value, tau = self._checked(Z, "Z")
         return (tau * value + (1 - tau) * matching(value)).to(Z.dtype)
 
     def _inverse(self, X: Tensor) -> Tensor:
+        refuse_tracing("a matching")
         value, tau = self._checked(X, "X")
         return ((value - (1 - tau) * matching(value)) / tau).to(X.dtype)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributions import constraints as torch_constraints
 
 from pyro_gs.distributions.permutation_law import PermutationLaw
 from pyro_gs.ops.batching import unexpanded
@@ -51,7 +52,7 @@ class UniformPermutation(PermutationLaw):
         torch.Size([6, 3, 3])
     """
 
-    arg_constraints: dict[str, Any] = {}  # noqa: RUF012
+    arg_constraints = {"allowed": torch_constraints.independent(torch_constraints.boolean, 2)}  # noqa: RUF012
     _expanded = {"allowed": 2}  # noqa: RUF012
 
     allowed: Tensor

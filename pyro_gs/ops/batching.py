@@ -1,4 +1,4 @@
-"""Functions of whole batches under the transformations of :mod:`torch.func`."""
+"""Functions of whole batches under the transformations of :mod:`torch.func`, and under tracing."""
 
 from __future__ import annotations
 
@@ -21,6 +21,22 @@ def refuse_nested_forward_mode() -> None:
         raise NotImplementedError(
             "torch gives wrong values for forward mode inside forward mode (jvp of jvp, jacfwd of jacfwd) of an autograd "
             "function; take reverse mode for one of the two, as torch.func.hessian does"
+        )
+
+
+def refuse_tracing(what: str) -> None:
+    """Raise while :func:`torch.jit.trace` records, which would keep what depends on values as a constant.
+
+    Args:
+        what: the function, as messages name it.
+
+    Raises:
+        NotImplementedError: names what to take instead.
+    """
+    if not torch.compiler.is_compiling() and torch._C._get_tracing_state() is not None:
+        raise NotImplementedError(
+            f"torch.jit.trace cannot record {what}, which looks at values; take Trace_ELBO in place of JitTrace_ELBO (so of "
+            "every Jit class), jit_compile=False in HMC and NUTS"
         )
 
 

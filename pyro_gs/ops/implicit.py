@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_gs.ops.batching import apply_batched, refuse_nested_forward_mode
+from pyro_gs.ops.batching import apply_batched, refuse_nested_forward_mode, refuse_tracing
 from pyro_gs.ops.conjugate import accurate_solution
 from pyro_gs.ops.laplacian import OVERFLOW, across_overflow, grounded_nodes, solve_differences
 from pyro_gs.ops.logits import warn_user
@@ -429,6 +429,8 @@ def scale(
     function that makes one, with the logits and the temperature that it looks at.
     """
     refuse_nested_forward_mode()
+    if support is not None:  # found before, from values
+        refuse_tracing("the Sinkhorn solve of a law, a transform or a permanent")
     prepare, logits, temperature = checks or (None, None, None)
     row_sums, column_sums = (None if sums is None else sums.to(z).expand(z.shape[:-1]) for sums in (row_sums, column_sums))
     settings = Settings(support, tol, max_iter, relative, prepare, report)

@@ -116,14 +116,30 @@ def check_temperature(temperature: float | Tensor, name: str = "temperature") ->
         raise ValueError(f"{name} must be positive and finite, but is {temperature}")
 
 
+def cast_temperature(temperature: float | Tensor, like: Tensor, name: str = "temperature") -> Tensor:
+    """A temperature with the dtype and device of ``like``, checked before and after.
+
+    Raises:
+        TypeError: as :func:`check_temperature`.
+        ValueError: likewise, also where the dtype rounds it to zero or to infinity.
+    """
+    check_temperature(temperature, name)
+    tau = torch.as_tensor(temperature, dtype=like.dtype, device=like.device)
+    try:
+        check_temperature(tau, name)
+    except ValueError as error:
+        raise ValueError(f"{error} in {like.dtype}") from None
+    return tau
+
+
 def check_count(value: int, name: str, *, least: int) -> None:
     """Raise ``ValueError`` unless ``value`` is an integer of at least ``least``."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ValueError(f"{name} must be an integer of at least {least}, but is {value!r}")
 
 
-def broadcast_batch(temperature: Tensor, logits: Tensor) -> torch.Size:
-    """Batch shape of logits (..., n, n) at a tensor of temperatures.
+def broadcast_batch(temperature: Tensor, logits: Tensor, name: str = "logits") -> torch.Size:
+    """Batch shape of logits (..., n, n), or what else ``name`` says, at a tensor of temperatures.
 
     Raises:
         ValueError: the two do not broadcast.
@@ -133,5 +149,5 @@ def broadcast_batch(temperature: Tensor, logits: Tensor) -> torch.Size:
     except RuntimeError:
         raise ValueError(
             f"temperature of shape {tuple(temperature.shape)} does not broadcast with {tuple(logits.shape[:-2])}, the batch "
-            "shape of logits"
+            f"shape of {name}"
         ) from None
