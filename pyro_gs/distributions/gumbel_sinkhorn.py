@@ -38,13 +38,13 @@ class GumbelSinkhorn(TorchDistribution):
     ``log p(P) = (n - 1)^2 log tau + C_n + sum log Q - 1/2 logdet(I - Q'^T Q') - sum log P + logdet(I - P'^T P') + r(P)``
 
     where ``r`` is what a Laplace approximation of a log-concave integral of dimension n - 1 leaves over. It is computed
-    exactly for n = 2 (closed form) and n = 3 (quadrature). With ``num_particles=0`` it comes from a fixed rule for n = 4 to
-    9 and from the second order of Laplace's expansion for n = 10 to 64; above, a constant of the mask stands for it. Where
-    pairs are forbidden, n is the size of a component. With nothing forbidden an error of at most 0.006 nats in the mean is
+    exactly for n = 2 (closed form) and n = 3 (quadrature). With ``num_particles=0`` it is the second order of Laplace's
+    expansion for n = 4 to 64, up to 9 with a fixed quadrature where that falls short; above, a constant of the mask. Where
+    pairs are forbidden, n is the size of a component. With nothing forbidden an error of at most 0.001 nats in the mean is
     left at the law's own samples. Where a prior without logits at temperature 1 scores samples of
-    ``GumbelSinkhorn(0.5, X)``, ``X = 3 N(0, 1)``, it is 0.01 nats for n up to 9, 0.1 for 10 and 20 and 0.15 for 100 (of
-    Laplace 0.3 to 0.6 up to 20); at 0.2 in place of 0.5 it is 0.1, 0.6 and 4. With two allowed pairs a row it is 0.1 nats
-    or less up to n = 40, where Laplace is off by 4 (``python benchmarks/density.py``). With ``num_particles=K`` the
+    ``GumbelSinkhorn(0.5, X)``, ``X = 3 N(0, 1)``, it is below 0.01 nats for n up to 9, 0.1 for 10 and 20 and 0.15 for 100
+    (of Laplace 0.3 to 0.6 up to 20); at 0.2 in place of 0.5 it is 0.1, 0.6 and 4. With two allowed pairs a row it is 0.1
+    nats or less up to n = 40, where Laplace is off by 4 (``python benchmarks/density.py``). With ``num_particles=K`` the
     integral is estimated from ``K`` random directions; the estimate of the density (not of its logarithm) is unbiased, of
     finite variance, and varies from call to call. The derivation is in ``docs/density.md``.
 
