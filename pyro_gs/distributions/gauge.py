@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from pyro_gs.distributions.edgeworth import second_order
 from pyro_gs.distributions.spherical import LARGEST, by_rule, by_sampling
 from pyro_gs.ops.laplacian import component_logdet
-from pyro_gs.ops.support import Support, component_sums
+from pyro_gs.ops.support import Support, blocks
 
 _STEP = 0.75  # of the trapezoid rule; its error is below 1e-11, the integrand being analytic in a strip of width pi
 _TAIL = 14.0  # how far beyond the flat part the rule goes: the integrand falls by e^-2 a unit or faster
@@ -50,11 +50,12 @@ def log_integral(
     """
     n = log_q.shape[-1]
     out = torch.zeros_like(logdet).reshape(-1)
-    sizes = component_sums(torch.ones_like(log_q[..., 0]), support).reshape(-1, n)
-    for size in sizes.unique().long().tolist():
+    for part in blocks(support, log_q.device):
+        size, item, block = part.size, part.item, part.of(log_q)
         if size < 2:
             continue
-        item, block, n_i, m_j = _components(log_q, support, sizes, size, counts)
+        n_i = counts[0].reshape(-1, n)[item[:, None], part.rows]
+        m_j = counts[1].reshape(-1, n)[item[:, None], part.columns]
         if size == 2:
             value = _pair_integral(block)
         elif size == 3:
@@ -74,22 +75,6 @@ def log_integral(
                     value = _with_rule(value, term, block, n_i, m_j)
         out = out.index_add(0, item, value)
     return out.reshape(logdet.shape)
-
-
-def _components(
-    log_q: Tensor, support: Support, sizes: Tensor, size: int, counts: tuple[Tensor, Tensor]
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The components of ``size`` columns: items (b,), blocks (b, size, size), and counts of rows and columns (b, size)."""
-    n = log_q.shape[-1]
-    item, label = (sizes == size).nonzero().unbind(-1)
-    if support.component is None or support.row_component is None:
-        return item, log_q.reshape(-1, n, n), counts[0].reshape(-1, n), counts[1].reshape(-1, n)
-    pick = support.component.reshape(-1, n)[item] == label[:, None]
-    columns = pick.nonzero()[:, 1].reshape(-1, size)
-    pick = support.row_component.reshape(-1, n)[item] == label[:, None]
-    rows = pick.nonzero()[:, 1].reshape(-1, size)
-    block = log_q.reshape(-1, n, n)[item[:, None, None], rows[:, :, None], columns[:, None, :]]
-    return item, block, counts[0].reshape(-1, n)[item[:, None], rows], counts[1].reshape(-1, n)[item[:, None], columns]
 
 
 def _with_rule(value: Tensor, term: Tensor, block: Tensor, n_i: Tensor, m_j: Tensor) -> Tensor:

@@ -8,17 +8,15 @@ from typing import Any
 import pyro.distributions as dist
 import torch
 from torch import Tensor
-from torch.distributions import constraints as torch_constraints
 
-from pyro_gs.distributions.permutation_law import PermutationLaw
-from pyro_gs.ops.logits import check_logits
+from pyro_gs.distributions.permutation_law import LogitsLaw
 from pyro_gs.ops.matching import matching, to_matrix
 from pyro_gs.ops.matching_samples import sample_matchings
-from pyro_gs.ops.permanent import EXACT_LIMIT, Method, check_method, component_sizes, log_normalizer, marginals
-from pyro_gs.ops.support import find_support
+from pyro_gs.ops.permanent import EXACT_LIMIT, Method, check_method, log_normalizer, marginals
+from pyro_gs.ops.support import component_sizes
 
 
-class GibbsPermutation(PermutationLaw):
+class GibbsPermutation(LogitsLaw):
     r"""Random permutation matrix with ``p(P) = exp <X, P> / perm(exp X)``.
 
     The exponential family over permutations, whose log-normalizer is the log-permanent and whose mean is the matrix of
@@ -55,26 +53,12 @@ class GibbsPermutation(PermutationLaw):
         tensor([0.7541, 0.1230, 0.1230])
     """
 
-    arg_constraints = {"logits": torch_constraints.independent(torch_constraints.real, 2)}  # noqa: RUF012
-    _expanded = {"logits": 2}  # noqa: RUF012
     _kept = ("normalizer",)
 
-    logits: Tensor
-
     def __init__(self, logits: Tensor, normalizer: Method = "exact", validate_args: bool | None = None) -> None:
-        check_logits(logits, half=False)
         check_method(normalizer, "normalizer")
-        self._support = find_support(logits.detach() > -torch.inf, warn=False)
-        allowed = self._support.allowed
-        self.logits = logits if allowed is None else torch.where(allowed, logits, -torch.inf)
         self.normalizer: Method = normalizer
-        super().__init__(logits.shape[:-2], logits.shape[-1], validate_args)
-
-    @classmethod
-    def infer_shapes(cls, **arg_shapes: Any) -> tuple[torch.Size, torch.Size]:
-        """Batch and event shape from the shape of ``logits``."""
-        logits = torch.Size(arg_shapes["logits"])
-        return logits[:-2], logits[-2:]
+        super().__init__(logits, validate_args)
 
     @property
     def log_weights(self) -> Tensor:

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import constraints as torch_constraints
 
 from pyro_gs.distributions.gumbel import gumbel_noise
 from pyro_gs.distributions.matching_integral import (
@@ -15,16 +14,15 @@ from pyro_gs.distributions.matching_integral import (
     log_matching_probability,
     log_pair_probability,
 )
-from pyro_gs.distributions.permutation_law import PermutationLaw
+from pyro_gs.distributions.permutation_law import LogitsLaw
 from pyro_gs.ops.batching import refuse_tracing
-from pyro_gs.ops.logits import check_count, check_logits
+from pyro_gs.ops.logits import check_count
 from pyro_gs.ops.matching import matching
-from pyro_gs.ops.permanent import component_sizes
 from pyro_gs.ops.sinkhorn import log_sinkhorn
-from pyro_gs.ops.support import find_support
+from pyro_gs.ops.support import component_sizes
 
 
-class GumbelMatching(PermutationLaw):
+class GumbelMatching(LogitsLaw):
     r"""Random permutation matrix ``M(X + eps)`` with ``eps`` iid Gumbel(0, 1).
 
     The perturb-and-MAP law of Mena et al. (2018, Section 3), to which ``GumbelSinkhorn(temperature, X)`` tends as the
@@ -60,26 +58,12 @@ class GumbelMatching(PermutationLaw):
         tensor([0.6613, 0.3387])
     """
 
-    arg_constraints = {"logits": torch_constraints.independent(torch_constraints.real, 2)}  # noqa: RUF012
-    _expanded = {"logits": 2}  # noqa: RUF012
     _kept = ("num_particles",)
 
-    logits: Tensor
-
     def __init__(self, logits: Tensor, num_particles: int = 1000, validate_args: bool | None = None) -> None:
-        check_logits(logits, half=False)
         check_count(num_particles, "num_particles", least=2)
-        self._support = find_support(logits.detach() > -torch.inf, warn=False)
-        allowed = self._support.allowed
-        self.logits = logits if allowed is None else torch.where(allowed, logits, -torch.inf)
         self.num_particles = num_particles
-        super().__init__(logits.shape[:-2], logits.shape[-1], validate_args)
-
-    @classmethod
-    def infer_shapes(cls, **arg_shapes: Any) -> tuple[torch.Size, torch.Size]:
-        """Batch and event shape from the shape of ``logits``."""
-        logits = torch.Size(arg_shapes["logits"])
-        return logits[:-2], logits[-2:]
+        super().__init__(logits, validate_args)
 
     @property
     def is_exact(self) -> Tensor:

@@ -22,9 +22,8 @@ from torch import Tensor
 from pyro_gs.ops.arborescences import log_arborescences
 from pyro_gs.ops.implicit import scale
 from pyro_gs.ops.laplacian import grounded_nodes, log_tie_weights
-from pyro_gs.ops.permanent import blocks
 from pyro_gs.ops.quadrature import log_plane_integral
-from pyro_gs.ops.support import Support
+from pyro_gs.ops.support import Support, blocks
 from pyro_gs.ops.tree import CutBasis
 
 EXACT_ROWS = 3

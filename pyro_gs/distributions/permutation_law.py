@@ -13,7 +13,7 @@ from torch.distributions import constraints as torch_constraints
 
 from pyro_gs.distributions import constraints
 from pyro_gs.distributions.relaxed import RelaxedPermutation
-from pyro_gs.ops.logits import describe, first_position
+from pyro_gs.ops.logits import check_logits, describe, first_position
 from pyro_gs.ops.matching import to_matrix
 from pyro_gs.ops.permanent import log_count
 from pyro_gs.ops.support import Support, find_support
@@ -144,6 +144,31 @@ def check_value_shape(value: Tensor, event_shape: torch.Size, batch_shape: torch
         raise ValueError(
             f"value of shape {tuple(value.shape)} does not broadcast with the batch shape {tuple(batch_shape)}"
         ) from None
+
+
+class LogitsLaw(PermutationLaw):
+    """A law over permutation matrices with logits (..., n, n), finite or ``-inf`` where a pair is forbidden.
+
+    Pairs that lie on no permutation have ``-inf`` too, without a warning: they had no probability.
+    """
+
+    arg_constraints = {"logits": torch_constraints.independent(torch_constraints.real, 2)}  # noqa: RUF012
+    _expanded = {"logits": 2}  # noqa: RUF012
+
+    logits: Tensor
+
+    def __init__(self, logits: Tensor, validate_args: bool | None) -> None:
+        check_logits(logits, half=False)
+        self._support = find_support(logits.detach() > -torch.inf, warn=False)
+        allowed = self._support.allowed
+        self.logits = logits if allowed is None else torch.where(allowed, logits, -torch.inf)
+        super().__init__(logits.shape[:-2], logits.shape[-1], validate_args)
+
+    @classmethod
+    def infer_shapes(cls, **arg_shapes: Any) -> tuple[torch.Size, torch.Size]:
+        """Batch and event shape from the shape of ``logits``."""
+        logits = torch.Size(arg_shapes["logits"])
+        return logits[:-2], logits[-2:]
 
 
 def list_permutations(allowed: Tensor, law: str = "the law") -> Tensor:

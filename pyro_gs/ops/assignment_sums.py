@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from pyro_gs.ops.implicit import scale
 from pyro_gs.ops.padding import Assignment
-from pyro_gs.ops.subsets import levels
+from pyro_gs.ops.subsets import choose, levels
 from pyro_gs.ops.support import find_support
 
 STATE_LIMIT = 2**20
@@ -97,7 +97,7 @@ def sample_assignments(problem: Assignment, count: int) -> Tensor:
         tables.append(_grow(tables[-1], scaled, row, states))
     items = torch.arange(len(scaled.pairs), device=scaled.pairs.device)
     out = torch.empty(count, len(items), n, dtype=torch.long, device=items.device)
-    state = _choose((tables[n] * scaled.ends)[:, None].expand(-1, count, -1))
+    state = choose((tables[n] * scaled.ends)[:, None].expand(-1, count, -1))
     for row in range(n - 1, -1, -1):
         table = torch.nn.functional.pad(tables[row], (0, 0, 0, 1))  # zero for states that these rows cannot have reached
         last = len(table) - 1
@@ -108,18 +108,10 @@ def sample_assignments(problem: Assignment, count: int) -> Tensor:
             weight = torch.cat([weight, stay[None]])
             column = torch.cat([column, torch.full_like(state, m)[None]])
             before = torch.cat([before, state[None]])
-        pick = _choose(weight)[None]
+        pick = choose(weight)[None]
         out[..., row] = column.gather(0, pick)[0]
         state = before.gather(0, pick)[0]
     return out.reshape(count, *problem.logits.shape[:-1])
-
-
-def _choose(weight: Tensor) -> Tensor:
-    """An index along the first dimension, with probability in proportion to ``weight`` (k, count, b): (count, b)."""
-    running = weight.cumsum(0)
-    total = running[-1]
-    pick = (running <= torch.rand_like(total) * total).sum(0)
-    return torch.minimum(pick, (running < total).sum(0))  # if rounding met the total
 
 
 def _states(problem: Assignment) -> _States:

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from pyro_gs.ops.matching import solve_assignment
-from pyro_gs.ops.permanent import EXACT_LIMIT, balance, blocks, distinct, in_chunks, subset_tables
-from pyro_gs.ops.subsets import levels
-from pyro_gs.ops.support import Support
+from pyro_gs.ops.permanent import EXACT_LIMIT, balance, distinct, in_chunks, subset_tables
+from pyro_gs.ops.subsets import choose, levels
+from pyro_gs.ops.support import Support, blocks
 
 _SWEEPS = 50
 _BLOCK = 8
@@ -109,10 +109,7 @@ def draw_exactly(a: Tensor, count: int) -> Tensor:
         for row in range(n - 1, -1, -1):
             column = steps[row].column[:, state].long()
             before = steps[row].before[:, state].long()
-            running = (a[items, row, column] * tables[row][before, items]).cumsum(0)
-            total = running[-1]
-            pick = (running <= torch.rand_like(total) * total).sum(0)
-            pick = torch.minimum(pick, (running < total).sum(0))[None]  # if rounding met the total
+            pick = choose(a[items, row, column] * tables[row][before, items])[None]
             draws[..., row] = column.gather(0, pick)[0]
             state = before.gather(0, pick)[0]
     return out

@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -23,7 +22,7 @@ from pyro_gs.ops.implicit import scale
 from pyro_gs.ops.logits import check_logits, describe
 from pyro_gs.ops.padding import Assignment, Capacities
 from pyro_gs.ops.subsets import levels, moves
-from pyro_gs.ops.support import Support, component_sums, find_support, unravel
+from pyro_gs.ops.support import Support, blocks, component_sizes, find_support, rows_of_component, unravel
 
 EXACT_LIMIT = 20
 """Largest number of rows of a component for the exact recursion (2^20 sums)."""
@@ -148,14 +147,6 @@ def check_exact(support: Support, what: str) -> None:
         )
 
 
-def component_sizes(support: Support) -> Tensor:
-    """Number of rows of every component by its number, zero at unused ones, long (..., n); one item if all is allowed."""
-    n = support.shape[-1]
-    if support.component is None:
-        return torch.tensor([n] + [0] * (n - 1))
-    return component_sums(torch.ones_like(support.component), support)
-
-
 def log_normalizer(logits: Tensor, support: Support, method: Method = "exact") -> Tensor:
     """:func:`log_permanent` of logits that are checked, of their support; float64."""
     if method == "exact":
@@ -201,45 +192,6 @@ def distinct(logits: Tensor, support: Support) -> tuple[Tensor, Support, torch.S
     else:
         support = Support(x.shape)
     return x.double(), support, batch
-
-
-class Block(NamedTuple):
-    """The components of one size of a flattened batch of matrices.
-
-    Attributes:
-        size: number of rows, s.
-        item: the matrix that each of the g components belongs to, long (g,).
-        rows: long (g, s).
-        columns: long (g, s).
-    """
-
-    size: int
-    item: Tensor
-    rows: Tensor
-    columns: Tensor
-
-    def of(self, x: Tensor) -> Tensor:
-        """The components of matrices (..., n, n), shape (g, s, s)."""
-        n = x.shape[-1]
-        return x.reshape(-1, n, n)[self.item[:, None, None], self.rows[:, :, None], self.columns[:, None, :]]
-
-
-def blocks(support: Support, device: torch.device) -> Iterator[Block]:
-    """Components of a batch, size by size, the smallest first."""
-    n, count = support.shape[-1], math.prod(support.shape[:-2])
-    if support.component is None or support.row_component is None:
-        all_of_them = torch.arange(n, device=device).expand(count, n)
-        yield Block(n, torch.arange(count, device=device), all_of_them, all_of_them)
-        return
-    sizes = component_sizes(support).reshape(-1, n)
-    for size in sizes.unique().tolist():
-        if size:
-            item, label = (sizes == size).nonzero(as_tuple=True)
-            members = [
-                (part.reshape(-1, n)[item] == label[:, None]).nonzero()[:, 1].reshape(-1, size)
-                for part in (support.row_component, support.component)
-            ]
-            yield Block(size, item, *members)
 
 
 def subset_tables(a: Tensor, count: int | None = None) -> list[Tensor]:
@@ -397,13 +349,6 @@ def _beliefs(z: Tensor, support: Support, *, tol: float = 1e-12, max_iter: int =
     log_b = torch.nn.functional.logsigmoid(log_odds).masked_fill(certain, 0.0).masked_fill(out, _NOTHING)
     log_rest = torch.nn.functional.logsigmoid(-log_odds).masked_fill(certain, _NOTHING).masked_fill(out, 0.0)
     return log_b, log_rest
-
-
-def rows_of_component(support: Support, like: Tensor) -> Tensor:
-    """Number of rows of the component that each row belongs to, long (..., n)."""
-    if support.row_component is None:
-        return torch.full_like(like[..., 0], like.shape[-1], dtype=torch.long)
-    return component_sizes(support).gather(-1, support.row_component)
 
 
 def log_count(support: Support, allowed: Tensor) -> tuple[Tensor, Tensor]:

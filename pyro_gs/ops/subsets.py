@@ -94,3 +94,11 @@ def moves(n: int) -> tuple[Moves, ...]:
         before = level.before.flatten()[order].reshape(n, -1)
         out.append(Moves(before, (order % level.states).to(torch.int32).reshape(n, -1)))
     return tuple(out)
+
+
+def choose(weight: Tensor) -> Tensor:
+    """An index along the first dimension, with probability in proportion to ``weight`` (k, count, b): (count, b)."""
+    running = weight.cumsum(0)
+    total = running[-1]
+    pick = (running <= torch.rand_like(total) * total).sum(0)
+    return torch.minimum(pick, (running < total).sum(0))  # if rounding met the total

@@ -9,7 +9,9 @@ components are also the blocks into which every law over the mask's permutations
 from __future__ import annotations
 
 import functools
-from typing import NoReturn
+import math
+from collections.abc import Iterator
+from typing import NamedTuple, NoReturn
 
 import numpy as np
 import torch
@@ -213,3 +215,57 @@ def component_sums(values: Tensor, support: Support, *, rows: bool = False) -> T
         out[..., 0] = values.sum(-1)
         return out
     return torch.zeros_like(values).scatter_add(-1, label.expand(values.shape), values)
+
+
+def component_sizes(support: Support) -> Tensor:
+    """Number of rows of every component by its number, zero at unused ones, long (..., n); one item if all is allowed."""
+    n = support.shape[-1]
+    if support.component is None:
+        return torch.tensor([n] + [0] * (n - 1))
+    return component_sums(torch.ones_like(support.component), support)
+
+
+def rows_of_component(support: Support, like: Tensor) -> Tensor:
+    """Number of rows of the component that each row belongs to, long (..., n)."""
+    if support.row_component is None:
+        return torch.full_like(like[..., 0], like.shape[-1], dtype=torch.long)
+    return component_sizes(support).gather(-1, support.row_component)
+
+
+class Block(NamedTuple):
+    """The components of one size of a flattened batch of matrices.
+
+    Attributes:
+        size: number of rows, s.
+        item: the matrix that each of the g components belongs to, long (g,).
+        rows: long (g, s).
+        columns: long (g, s).
+    """
+
+    size: int
+    item: Tensor
+    rows: Tensor
+    columns: Tensor
+
+    def of(self, x: Tensor) -> Tensor:
+        """The components of matrices (..., n, n), shape (g, s, s)."""
+        n = x.shape[-1]
+        return x.reshape(-1, n, n)[self.item[:, None, None], self.rows[:, :, None], self.columns[:, None, :]]
+
+
+def blocks(support: Support, device: torch.device) -> Iterator[Block]:
+    """Components of a batch, size by size, the smallest first."""
+    n, count = support.shape[-1], math.prod(support.shape[:-2])
+    if support.component is None or support.row_component is None:
+        all_of_them = torch.arange(n, device=device).expand(count, n)
+        yield Block(n, torch.arange(count, device=device), all_of_them, all_of_them)
+        return
+    sizes = component_sizes(support).reshape(-1, n)
+    for size in sizes.unique().tolist():
+        if size:
+            item, label = (sizes == size).nonzero(as_tuple=True)
+            members = [
+                (part.reshape(-1, n)[item] == label[:, None]).nonzero()[:, 1].reshape(-1, size)
+                for part in (support.row_component, support.component)
+            ]
+            yield Block(size, item, *members)
