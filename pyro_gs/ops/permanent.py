@@ -326,7 +326,7 @@ def _bethe_energy(z: Tensor, log_b: Tensor, log_rest: Tensor) -> Tensor:
     return (energy + log_rest.exp() * log_rest).sum((-2, -1))
 
 
-def _beliefs(z: Tensor, support: Support, *, tol: float = 1e-12, max_iter: int = 10_000) -> tuple[Tensor, Tensor]:
+def _beliefs(z: Tensor, support: Support, *, tol: float = 1e-9, max_iter: int = 10_000) -> tuple[Tensor, Tensor]:
     """Logarithms of the Bethe beliefs and of what they leave, by message passing from a scaled matrix.
 
     In components of one and two rows the Bethe permanent is the largest product, and no message says more.
