@@ -133,8 +133,8 @@ def relax(model: Callable[..., Any] | None = None, temperature: Temperature | Ca
     ``UniformPermutation(n, allowed)`` becomes ``GumbelSinkhorn(temperature, X)`` with ``X`` zero where allowed and
     ``-inf`` elsewhere, ``GumbelMatching(X)`` and ``GibbsPermutation(X)`` become ``GumbelSinkhorn(temperature, X)``, others
     what :func:`register_relaxation` says. Wrappers (``mask``, ``to_event``, ``expand``, plates) are kept. Observed
-    permutations, and ``GumbelSinkhorn`` priors written into the model, stay as they are. A relaxed site is continuous, so it is no
-    longer marked for enumeration, as by ``config_enumerate``.
+    permutations, and ``GumbelSinkhorn`` priors written into the model, stay as they are. A relaxed site is continuous, so
+    it is no longer marked for enumeration, as by ``config_enumerate``.
 
     As the temperature falls the relaxed prior tends to ``M(X + eps)``. That is ``GumbelMatching(X)`` itself; for the others
     it is an approximation, ``M(eps)`` being uniform only where nothing is forbidden.
