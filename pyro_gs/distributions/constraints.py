@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.distributions import biject_to, transform_to
 from torch.distributions.constraints import Constraint
 
-from pyro_gs.distributions.relaxed import RelaxedPermutation, log_of, plain
+from pyro_gs.distributions.relaxed import carries_log, log_of, plain
 from pyro_gs.ops.ranking import log_neural_sort, neural_sort_scores
 
 # Error of a marginal that a dtype's Sinkhorn result, summed in that dtype, may show.
@@ -129,7 +129,7 @@ class UnimodalRowStochastic(Constraint):
 
 def underflowed(value: Tensor) -> Tensor:
     """Entries too small for the dtype to hold their digits, of a value that does not carry its logarithm; bool."""
-    if isinstance(value, RelaxedPermutation) and value.log_p is not None:
+    if carries_log(value):
         return torch.zeros(value.shape, dtype=torch.bool, device=value.device)
     p = plain(value).detach()
     return p < torch.finfo(p.dtype).tiny

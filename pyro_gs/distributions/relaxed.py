@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from pyro.ops.provenance import ProvenanceTensor, detach_provenance, extract_provenance, track_provenance
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
@@ -162,8 +163,18 @@ def plain(value: Tensor) -> Tensor:
     return value
 
 
+def carries_log(value: Tensor) -> bool:
+    """Whether a logarithm travels with the value."""
+    value = detach_provenance(value)
+    return isinstance(value, RelaxedPermutation) and value.log_p is not None
+
+
 def log_of(value: Tensor) -> Tensor:
     """``log(value)`` in float64: the one that travelled with it, else computed."""
+    if isinstance(value, ProvenanceTensor):  # as in pyro.render_model
+        inner: Any
+        inner, provenance = extract_provenance(value)
+        return track_provenance(log_of(inner), provenance)  # type: ignore[no-any-return]
     if isinstance(value, RelaxedPermutation):
         log_p = value.log_p
         if log_p is not None:

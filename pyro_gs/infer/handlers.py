@@ -111,8 +111,8 @@ class RelaxMessenger(Messenger):
             return
         name = msg["name"]
         data: list[Any] = [m.data for m in _PYRO_STACK if isinstance(m, ConditionMessenger)]
-        given = [part[name] for part in data if name in part]
-        if msg["is_observed"] or any(not isinstance(value, RelaxedPermutation) for value in given):
+        given = [part[name] for part in data if name in part] + ([msg["value"]] if msg["is_observed"] else [])
+        if any(not isinstance(value, RelaxedPermutation) for value in given):
             return  # an observed permutation is no latent variable: it keeps its law; HMC conditions on relaxed ones
         relaxation = next((_RELAXATIONS[kind] for kind in type(law).__mro__ if kind in _RELAXATIONS), None)
         if relaxation is None:
@@ -133,8 +133,8 @@ def relax(model: Callable[..., Any] | None = None, temperature: Temperature | Ca
     ``UniformPermutation(n, allowed)`` becomes ``GumbelSinkhorn(temperature, X)`` with ``X`` zero where allowed and
     ``-inf`` elsewhere, ``GumbelMatching(X)`` and ``GibbsPermutation(X)`` become ``GumbelSinkhorn(temperature, X)``, others
     what :func:`register_relaxation` says. Wrappers (``mask``, ``to_event``, ``expand``, plates) are kept. Observed
-    sites, and ``GumbelSinkhorn`` priors written into the model, stay as they are. A relaxed site is continuous, so it is no
-    longer marked for enumeration, as by ``config_enumerate``.
+    permutations, and ``GumbelSinkhorn`` priors written into the model, stay as they are. A relaxed site is continuous, so
+    it is no longer marked for enumeration, as by ``config_enumerate``.
 
     As the temperature falls the relaxed prior tends to ``M(X + eps)``. That is ``GumbelMatching(X)`` itself; for the others
     it is an approximation, ``M(eps)`` being uniform only where nothing is forbidden.

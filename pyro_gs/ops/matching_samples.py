@@ -41,9 +41,10 @@ def sample_matchings(logits: Tensor, support: Support, count: int) -> Tensor:
     """
     shape = (count, *logits.shape[:-1])
     x, support, batch = distinct(logits, support)
-    copies = batch.numel() // max(1, math.prod(x.shape[:-2]))
+    total = math.prod(batch)  # a shape is a plain tuple while Pyro tracks provenance
+    copies = total // max(1, math.prod(x.shape[:-2]))
     n, items = x.shape[-1], math.prod(x.shape[:-2])
-    if count == 0 or batch.numel() == 0:
+    if count == 0 or total == 0:
         return torch.zeros(shape, dtype=torch.long, device=logits.device)
     z = balance(x, support)
     out = torch.empty(count * copies, items, n, dtype=torch.long, device=logits.device)

@@ -15,7 +15,7 @@ import warnings
 import pyro
 import pytest
 import torch
-from dist_fixture import FIXTURES
+from dist_fixture import FIXTURES, SAMPLE, SCORE
 from pyro.distributions import TorchDistribution
 from pyro.distributions.torch_distribution import ExpandedDistribution
 from pyro.distributions.util import scale_and_mask
@@ -554,10 +554,27 @@ REFUSAL = "torch.jit.trace cannot record .* which looks at values; take Trace_EL
 
 
 def traced(function, inputs):
-    """As Pyro traces: without validation and without the warnings of a tracer."""
+    """As Pyro traces: after a call that is not traced, without validation and without the warnings of a tracer."""
+    function(*inputs)
     with warnings.catch_warnings(), pyro.validation_enabled(False):
         warnings.simplefilter("ignore", torch.jit.TracerWarning)
         return torch.jit.trace(function, tuple(x.detach() for x in inputs), check_trace=False)
+
+
+def check_traced(function, inputs, others):
+    """The trace of a function at some inputs is right at others, with its gradient."""
+    found = traced(function, inputs)
+    for seed in range(3):
+        outputs = []
+        for one in (function, found):
+            torch.manual_seed(seed)
+            out = one(*others)
+            outputs.append(out)
+            if out.requires_grad:
+                weight = torch.linspace(-1.0, 1.0, out.numel()).reshape(out.shape)
+                outputs += torch.autograd.grad((out * weight).sum(), others)
+        half = len(outputs) // 2
+        assert all(close(a, b) for a, b in zip(outputs[:half], outputs[half:], strict=True))
 
 
 @only(lambda f: f.exact, "laws with an exact log_prob")
@@ -565,24 +582,16 @@ def test_jit_log_prob(fixture):
     # tests/infer/test_jit.py: test_svi
     value = fixture.make().sample((2,)).detach()
     leaves, build = parameters(fixture)
-    if not leaves:  # of UniformPermutation: the value is what may change
 
-        def score(x):
-            return fixture.make().log_prob(x)
+    def score(*x):
+        return build(*x).log_prob(value) if leaves else build().log_prob(*x)
 
-        leaves = [value]
-    else:
-
-        def score(*x):
-            return build(*x).log_prob(value)
-
-    if "log_prob" not in fixture.jit:
-        with pytest.raises(NotImplementedError, match=REFUSAL):
-            traced(score, leaves)
+    inputs, others = (leaves, parameters(fixture)[0]) if leaves else ([value], [fixture.make().sample((2,))])
+    if "log_prob" in fixture.jit:
+        check_traced(score, inputs, others)
         return
-    found = traced(score, leaves)
-    others = [fixture.make().sample((2,))] if leaves[0] is value else parameters(fixture)[0]
-    assert close(found(*[x.detach() for x in others]), score(*others))
+    with pytest.raises(NotImplementedError, match=REFUSAL):
+        traced(score, inputs)
 
 
 @only(has_parameters, "laws with real parameters")
@@ -593,14 +602,20 @@ def test_jit_sample(fixture):
     def draw(*x):
         return plain(build(*x)())
 
-    if "sample" not in fixture.jit:
-        with pytest.raises(NotImplementedError, match=REFUSAL):
-            traced(draw, leaves)
+    if "sample" in fixture.jit:
+        check_traced(draw, leaves, parameters(fixture)[0])
         return
-    found = traced(draw, leaves)
-    others = [x.detach() for x in parameters(fixture)[0]]
-    for seed in range(3):
-        torch.manual_seed(seed)
-        want = draw(*others)
-        torch.manual_seed(seed)
-        assert close(found(*others), want)
+    with pytest.raises(NotImplementedError, match=REFUSAL):
+        traced(draw, leaves)
+
+
+@only(lambda f: f.law.has_rsample and f.jit == SAMPLE | SCORE, "reparametrized laws that can be traced")
+def test_jit_log_prob_of_a_sample(fixture):
+    # tests/infer/test_jit.py: test_svi, of which this is the entropy
+    leaves, build = parameters(fixture)
+
+    def score(*x):
+        law = build(*x)
+        return law.log_prob(law.rsample((2,)))
+
+    check_traced(score, leaves, parameters(fixture)[0])
