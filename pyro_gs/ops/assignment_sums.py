@@ -3,7 +3,8 @@ r"""Sums over partial and one-to-many assignments: exact normalizers and draws o
 Row by row, over how often each column has been taken (:mod:`pyro_gs.ops.subsets`): ``T_i(k)`` is the sum over the
 assignments of the first i rows that take column j ``k_j`` times. There are ``prod_j (c_j + 1)`` states. Logits and scores
 are first shifted by the potentials of the padded problem (:mod:`pyro_gs.ops.padding`), which a factor for what is left
-over in the end makes up for; then all factors are at most one, their sum is not small, and nothing that matters underflows.
+over in the end makes up for. Then the weights of a row are its marginals there, which sum to one, and ``T_i`` is the law of
+``k`` if rows chose for themselves: nothing that matters underflows. The factors in the end are kept as logarithms.
 """
 
 from __future__ import annotations
@@ -45,13 +46,13 @@ class _Scaled(NamedTuple):
     Attributes:
         pairs: (b, n, m + 1), the last column zero.
         alone: (b, n), or None where all rows must be matched.
-        ends: factors of the states after the last row, (states, b).
+        log_ends: logarithms of the factors of the states after the last row, (states, b).
         shift: to be added to the logarithm of the sum, (b,).
     """
 
     pairs: Tensor
     alone: Tensor | None
-    ends: Tensor
+    log_ends: Tensor
     shift: Tensor
 
 
@@ -82,8 +83,9 @@ def log_assignment_sum(problem: Assignment) -> Tensor:
             table = checkpoint(_grow, table, scaled, row, states, use_reentrant=False, preserve_rng_state=False)
         else:
             table = _grow(table, scaled, row, states)
-    total = (table * scaled.ends).sum(0)
-    return (total.log() + scaled.shift).reshape(problem.logits.shape[:-2])
+    weight, top = _ends(table, scaled)
+    total = (table * weight).sum(0)
+    return (total.log() + top + scaled.shift).reshape(problem.logits.shape[:-2])
 
 
 @torch.no_grad()
@@ -97,7 +99,7 @@ def sample_assignments(problem: Assignment, count: int) -> Tensor:
         tables.append(_grow(tables[-1], scaled, row, states))
     items = torch.arange(len(scaled.pairs), device=scaled.pairs.device)
     out = torch.empty(count, len(items), n, dtype=torch.long, device=items.device)
-    state = choose((tables[n] * scaled.ends)[:, None].expand(-1, count, -1))
+    state = choose((tables[n] * _ends(tables[n], scaled)[0])[:, None].expand(-1, count, -1))
     for row in range(n - 1, -1, -1):
         table = torch.nn.functional.pad(tables[row], (0, 0, 0, 1))  # zero for states that these rows cannot have reached
         last = len(table) - 1
@@ -112,6 +114,13 @@ def sample_assignments(problem: Assignment, count: int) -> Tensor:
         out[..., row] = column.gather(0, pick)[0]
         state = before.gather(0, pick)[0]
     return out.reshape(count, *problem.logits.shape[:-1])
+
+
+def _ends(table: Tensor, scaled: _Scaled) -> tuple[Tensor, Tensor]:
+    """Factors of the last states (states, b) over ``exp(top)``, with which the largest product is one, and ``top`` (b,)."""
+    log_table = table.detach().log()
+    top = (log_table + scaled.log_ends).amax(0)
+    return torch.where(log_table > -torch.inf, scaled.log_ends - top, -torch.inf).exp(), top
 
 
 def _states(problem: Assignment) -> _States:
@@ -152,10 +161,10 @@ def _scaled(problem: Assignment, states: _States) -> _Scaled:
     x = problem.logits.double().reshape(-1, n, m)
     inside = padded[:, :n, first] > -torch.inf
     shifted = torch.where(inside, x, 0.0) + u[:, :n, None] + of_column[:, None]
-    pairs = torch.where(inside & (capacity > 0), shifted, -torch.inf).exp()
+    pairs = torch.where(inside & (capacity > 0), shifted + capacity.double().log(), -torch.inf).exp()
     pairs = torch.nn.functional.pad(pairs, (0, 1))
     left = (capacity - states.taken).double()  # places that stay free
-    log_end = left.new_zeros(len(left), len(x))
+    log_end = -torch.special.xlogy(states.taken.double(), capacity.double()).sum(-1, keepdim=True).expand(-1, len(x))
     if size > n:  # each is filled by a row of zeros, and such rows that are left fill the columns of unmatched rows
         free = torch.where(padded[:, n, first] > -torch.inf, u[:, n, None] + of_column, -torch.inf)
         log_end = log_end + torch.where(left[:, None] > 0, left[:, None] * free, 0.0).sum(-1)
@@ -166,11 +175,14 @@ def _scaled(problem: Assignment, states: _States) -> _Scaled:
         scores = problem.unmatched.double().reshape(-1, n)
         column = int(capacity.sum())
         open_ = scores > -torch.inf
-        alone = torch.where(open_, torch.where(open_, scores, 0.0) + u[:, :n] + v[:, column, None], -torch.inf).exp()
+        shifted = torch.where(open_, scores, 0.0) + u[:, :n] + v[:, column, None] + math.log(n)
+        alone = torch.where(open_, shifted, -torch.inf).exp()
         matched = states.taken.sum(-1)[:, None].double()
-        corner = torch.where(padded[:, n, column] > -torch.inf, u[:, n] + v[:, column], -torch.inf)
-        log_end = log_end + torch.where(matched > 0, matched * corner, 0.0)
-    return _Scaled(pairs, alone, log_end.exp(), -total)
+        log_end = log_end - (n - matched) * math.log(n)
+        if size > n:
+            corner = torch.where(padded[:, n, column] > -torch.inf, u[:, n] + v[:, column], -torch.inf)
+            log_end = log_end + torch.where(matched > 0, matched * corner, 0.0)
+    return _Scaled(pairs, alone, log_end, -total)
 
 
 def _start(scaled: _Scaled) -> Tensor:

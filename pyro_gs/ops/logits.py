@@ -84,7 +84,7 @@ def check_logits(logits: Tensor, name: str = "logits", *, half: bool = True) -> 
 
 
 def check_entries(logits: Tensor, name: str) -> None:
-    """Raise ``ValueError`` if an entry of a tensor (..., n, m) is NaN or +inf; names its position and batch item."""
+    """Raise ``ValueError`` if an entry of a tensor (..., n, m) is NaN, +inf, or so large that sums overflow."""
     if logits.numel() == 0:
         return
     detached = logits.detach()
