@@ -8,6 +8,7 @@ from pyro_gs.distributions.gumbel_matching import GumbelMatching
 from pyro_gs.distributions.gumbel_sinkhorn import GumbelSinkhorn
 from pyro_gs.distributions.kl import gumbel_noise_kl, monte_carlo_kl, tightened_kl
 from pyro_gs.distributions.mallows import Mallows
+from pyro_gs.distributions.matching_integral import EstimateWarning
 from pyro_gs.distributions.plackett_luce import PlackettLuce
 from pyro_gs.distributions.relaxed_plackett_luce import RelaxedPlackettLuce
 from pyro_gs.distributions.rounding import RoundingPermutation
@@ -35,6 +36,7 @@ __all__ = [
     "BirkhoffTransform",
     "ConstantSchedule",
     "DivergenceError",
+    "EstimateWarning",
     "ExponentialSchedule",
     "GibbsMatching",
     "GibbsPermutation",

@@ -17,19 +17,18 @@ import math
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from pyro_gs.distributions.edgeworth import second_order
 from pyro_gs.distributions.spherical import LARGEST, by_rule, by_sampling
 from pyro_gs.ops.laplacian import component_logdet
+from pyro_gs.ops.quadrature import log_plane_integral
 from pyro_gs.ops.support import Support, blocks
 
-_STEP = 0.75  # of the trapezoid rule; its error is below 1e-11, the integrand being analytic in a strip of width pi
+_STEP = 0.5  # of the trapezoid rule; its error is below 1e-10, the integrand being analytic in a strip of width pi
 _TAIL = 14.0  # how far beyond the flat part the rule goes: the integrand falls by e^-2 a unit or faster
-_NODES = 160  # along each axis at the most
+_NODES = 240  # along each axis at the most
 _WHOLE = 64  # columns up to which the second-order term follows the matrix; it takes as long as the rest
 _BLEND = (0.03, 0.06)  # nats below the flat matrix's term: up to the first second order, from the second on the rule
-_CHUNK = 4_000_000
 
 
 def log_integral(
@@ -81,7 +80,7 @@ def _with_rule(value: Tensor, term: Tensor, block: Tensor, n_i: Tensor, m_j: Ten
     """Integrals (b,) to second order, of which that is ``term``, with the rule where they fall short; it costs far more.
 
     What tells is by how much the term is below that of the flat matrix; between two such gaps both are blended, so that
-    the result is smooth.
+    the result has a continuous gradient.
     """
     low, high = _BLEND
     gap = _flat_expansions(block, n_i) - term
@@ -114,16 +113,16 @@ def _flat_expansion(packed: bytes, size: int) -> float:
 
 def _pair_integral(block: Tensor) -> Tensor:
     """Closed form for two columns: ``cosh(t/2) (t cosh t - sinh t) / sinh(t/2)^3`` with ``t = logit q``."""
-    t = (0.5 * (block[:, 0, 0] + block[:, 1, 1] - block[:, 0, 1] - block[:, 1, 0])).abs()
-    tiny = t < 0.3
-    s = torch.where(tiny, t, 0.1)
-    # (s cosh s - sinh s) / s^3 and sinh(s/2) / (s/2) by their series, to 1e-15 below 0.3
-    x = s * s
+    t = 0.5 * (block[:, 0, 0] + block[:, 1, 1] - block[:, 0, 1] - block[:, 1, 0])
+    tiny = t.abs() < 0.3
+    # Series in t^2 of (t cosh t - sinh t) / t^3, cosh(t/2) and sinh(t/2) / (t/2), to 1e-15 below 0.3; smooth at zero.
+    x = torch.where(tiny, t, 0.0).square()
+    y = x / 4
     top = 1 / 3 + x / 30 + x**2 / 840 + x**3 / 45360 + x**4 / 3991680 + x**5 / 518918400
-    near = (
-        top.log() + (s / 2).cosh().log() - 3 * ((s / 2).sinh() / torch.where(s == 0, 1.0, s)).where(s > 0, s * 0 + 0.5).log()
-    )
-    u = torch.where(tiny, 1.0, t)
+    cosh = 1 + y / 2 + y**2 / 24 + y**3 / 720 + y**4 / 40320 + y**5 / 3628800
+    sinhc = 1 + y / 6 + y**2 / 120 + y**3 / 5040 + y**4 / 362880 + y**5 / 39916800
+    near = top.log() + cosh.log() - 3 * (sinhc / 2).log()
+    u = torch.where(tiny, 1.0, t.abs())
     e = (-u).exp()
     # numerator times e^-t, and cosh(t/2) / sinh(t/2)^3 times e^t
     top = 0.5 * (u * (1 + e * e) - (1 - e * e))
@@ -138,28 +137,11 @@ def _triple_integral(block: Tensor, n_i: Tensor, m_j: Tensor) -> Tensor:
     with the flat part of the integrand, so that the number of nodes does not.
     """
     flat = torch.where(block > -torch.inf, -block, 0.0).detach().amax((-2, -1))
-    out = []
-    order = flat.argsort()
-    start = 0
-    while start < len(order):
-        radius = float(flat[order[start]]) + _TAIL
-        nodes = min(2 * radius / _STEP, _NODES) + 3
-        part = order[start : start + max(1, int(_CHUNK / (9 * nodes**2)))]
-        radius = float(flat[part[-1]]) + _TAIL
-        step = max(_STEP, 2 * radius / _NODES)
-        arguments = (block[part], n_i[part], m_j[part], step, math.ceil(radius / step))
-        if block.requires_grad:  # keep nothing of the nodes for the backward pass
-            out.append(checkpoint(_trapezoid, *arguments, use_reentrant=False, preserve_rng_state=False))
-        else:
-            out.append(_trapezoid(*arguments))
-        start += len(part)
-    return torch.cat(out)[order.argsort()]
+    return log_plane_integral(_on_plane, (block, n_i, m_j), flat + _TAIL, _STEP, _NODES)
 
 
-def _trapezoid(block: Tensor, n_i: Tensor, m_j: Tensor, step: float, count: int) -> Tensor:
-    axis = step * torch.arange(-count, count + 1, dtype=block.dtype, device=block.device)
-    beta = torch.cartesian_prod(axis, axis)
-    beta = torch.cat([torch.zeros_like(beta[:, :1]), beta], -1)
+def _on_plane(nodes: Tensor, block: Tensor, n_i: Tensor, m_j: Tensor) -> Tensor:
+    """Logarithm of the integrand at nodes (k, 2), of items (b, 3, 3): (b, k)."""
+    beta = torch.cat([torch.zeros_like(nodes[:, :1]), nodes], -1)
     rows = torch.logsumexp(block[:, None] + beta[:, None, :], -1)
-    value = (m_j[:, None] * beta).sum(-1) - (n_i[:, None] * rows).sum(-1)
-    return torch.logsumexp(value, -1) + 2 * math.log(step)
+    return (m_j[:, None] * beta).sum(-1) - (n_i[:, None] * rows).sum(-1)

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.distributions import constraints as torch_constraints
 
 from pyro_gs.distributions import constraints
-from pyro_gs.distributions.permutation_law import ENUMERATION_LIMIT
+from pyro_gs.distributions.permutation_law import ENUMERATION_LIMIT, check_value_shape
 from pyro_gs.ops.assignment_sums import check_states, log_assignment_sum, sample_assignments
 from pyro_gs.ops.batching import unexpanded
 from pyro_gs.ops.logits import describe, first_position
@@ -134,18 +134,9 @@ class GibbsMatching(TorchDistribution):
             ValueError: another event shape, or a batch that does not broadcast; with validation, entries that are not zeros
                 and ones, rows with more than a one, or columns above their capacity.
         """
-        n, m = self.event_shape
-        if not isinstance(value, Tensor) or value.dim() < 2 or value.shape[-2:] != self.event_shape:
-            found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            raise ValueError(f"value must have shape (..., {n}, {m}), but has {found}")
-        try:
-            torch.broadcast_shapes(value.shape[:-2], self.batch_shape)
-        except RuntimeError:
-            raise ValueError(
-                f"value of shape {tuple(value.shape)} does not broadcast with the batch shape {tuple(self.batch_shape)}"
-            ) from None
+        check_value_shape(value, self.event_shape, self.batch_shape)
         if self._validate_args:
-            anyone = torch.zeros(n, dtype=torch.bool, device=value.device)
+            anyone = torch.zeros(self.event_shape[0], dtype=torch.bool, device=value.device)
             good = constraints.PartialMatching(self.capacities, anyone).check(value)
             if not bool(good.all()):
                 item = first_position(~good) if good.dim() else ()
@@ -208,9 +199,12 @@ class GibbsMatching(TorchDistribution):
             ValueError: more than 8! = 40,320 of them.
         """
         n, m = self.event_shape
-        allowed = (self.logits.detach() > -torch.inf).reshape(-1, n, m).any(0)
-        free = torch.zeros(n, dtype=torch.bool)
-        if self.unmatched is not None:
+        some = self.batch_shape.numel() > 0
+        allowed = torch.ones(n, m, dtype=torch.bool)
+        if some:
+            allowed = (self.logits.detach() > -torch.inf).reshape(-1, n, m).any(0)
+        free = torch.full((n,), self.unmatched is not None)
+        if some and self.unmatched is not None:
             free = (self.unmatched.detach() > -torch.inf).reshape(-1, n).any(0)
         flat = torch.where(allowed, 0.0, -torch.inf).double()
         scores = torch.where(free.to(flat.device), 0.0, -torch.inf).double()

@@ -29,7 +29,8 @@ class GibbsPermutation(LogitsLaw):
       ``"bethe_upper"`` and ``"sinkhorn_upper"`` too small), by a number that does not depend on the permutation.
     - **Samples** are exact in the same components, whatever the normalizer. Larger ones are drawn by Markov chain Monte
       Carlo: block Gibbs in blocks of eight rows where nothing is forbidden, else the chain of Jerrum and Sinclair
-      (``ops/matching_samples.py``).
+      (``ops/matching_samples.py``). A finite run is close to the law, but for sharp logits with several modes that differ by
+      a cycle of more than eight rows: their shares stay near those of its start, ``M(X + eps)``.
 
     Under ``pyro_gs.relax`` the law becomes ``GumbelSinkhorn(temperature, logits)``, whose zero-temperature limit
     ``M(X + eps)`` is another law with the same logits.

@@ -15,7 +15,6 @@ from pyro_gs.distributions.matching_integral import (
     log_pair_probability,
 )
 from pyro_gs.distributions.permutation_law import LogitsLaw
-from pyro_gs.ops.batching import refuse_tracing
 from pyro_gs.ops.logits import check_count
 from pyro_gs.ops.matching import matching
 from pyro_gs.ops.sinkhorn import log_sinkhorn
@@ -37,7 +36,9 @@ class GumbelMatching(LogitsLaw):
     - **Samples** are exact: noise and a matching.
     - **log_prob** is exact for components of at most three rows (closed form and quadrature). Above, it is an
       importance-sampling estimate of that integral, whose exponential is unbiased and which varies from call to call, the
-      more the larger n (``benchmarks/matching_law.py`` measures by how much). Components of more than 32 rows raise.
+      more the larger n and the logits (``benchmarks/matching_law.py`` measures by how much, and the time); equal
+      permutations in one call get the same estimate. Components of more than 32 rows, or of three and more with an entry of
+      ``S(X)`` below ``e^-90``, raise.
     - :meth:`log_prob_bounds` are two bounds in closed form, for any n.
     - :meth:`marginals` are Monte Carlo estimates with their standard errors.
 
@@ -49,7 +50,11 @@ class GumbelMatching(LogitsLaw):
     Raises:
         TypeError: ``logits`` of an integer or half-precision dtype.
         ValueError: NaN or +inf in ``logits``, not square, no permutation allowed, ``num_particles`` below 2.
-        NotImplementedError: in :meth:`log_prob`, a component of more than 32 rows; names the alternatives.
+        NotImplementedError: in :meth:`log_prob`, a component of more than 32 rows, or logits so far apart that the integral
+            is not taken; names the alternatives.
+
+    Warns:
+        EstimateWarning: in :meth:`log_prob`, an estimate rests on fewer than eight effective draws.
 
     Example:
         >>> import torch
@@ -74,13 +79,13 @@ class GumbelMatching(LogitsLaw):
     def _log_prob(self, value: Tensor) -> Tensor:
         self._check_size()
         batch = torch.broadcast_shapes(value.shape[:-2], self.batch_shape)
-        x = self.logits.expand(batch + self.event_shape)
         index = value.detach().to(torch.uint8).argmax(-1).expand(batch + self.event_shape[:1])
-        inside = (x.gather(-1, index[..., None]) > -torch.inf).all(-1).all(-1)
-        if not bool(inside.all()):  # any allowed permutation; the caller puts -inf
-            index = torch.where(inside[..., None], index, matching(x).argmax(-1))
-        support = self._support.expand(batch)
-        return log_matching_probability(x, support, index, self.num_particles).to(self.logits.dtype)
+        if self._support.allowed is not None:
+            x = self.logits.expand(batch + self.event_shape)
+            inside = (x.gather(-1, index[..., None]) > -torch.inf).all(-1).all(-1)
+            if not bool(inside.all()):  # any allowed permutation; the caller puts -inf
+                index = torch.where(inside[..., None], index, matching(x).argmax(-1))
+        return log_matching_probability(self.logits, self._support, index, self.num_particles).to(self.logits.dtype)
 
     def log_prob_bounds(self, value: Tensor) -> tuple[Tensor, Tensor]:
         r"""A lower and an upper bound of the log-probability, each of the shape of :meth:`log_prob`.
@@ -134,7 +139,6 @@ class GumbelMatching(LogitsLaw):
     @torch.no_grad()
     def sample(self, sample_shape: Any = ()) -> Tensor:
         """Draws of shape sample_shape + batch_shape + (n, n)."""
-        refuse_tracing("a matching")
         shape = self._extended_shape(torch.Size(sample_shape))
         return matching(self.logits.detach().double() + gumbel_noise(shape, self.logits)).to(self.logits.dtype)
 

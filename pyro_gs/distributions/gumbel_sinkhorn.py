@@ -15,10 +15,17 @@ from pyro_gs.distributions.gauge import log_integral
 from pyro_gs.distributions.gumbel import gumbel_noise
 from pyro_gs.distributions.permutation_law import check_value_shape
 from pyro_gs.distributions.relaxed import RelaxedPermutation, log_of, plain
-from pyro_gs.ops.batching import refuse_tracing
 from pyro_gs.ops.implicit import scale
 from pyro_gs.ops.laplacian import component_logdet
-from pyro_gs.ops.logits import broadcast_batch, cast_temperature, check_floating, check_logits, describe, first_position
+from pyro_gs.ops.logits import (
+    broadcast_batch,
+    cast_temperature,
+    check_count,
+    check_floating,
+    check_logits,
+    describe,
+    first_position,
+)
 from pyro_gs.ops.matching import matching
 from pyro_gs.ops.sinkhorn import default_tol, scaled_logits, warn_unconverged
 from pyro_gs.ops.support import Support, component_sums, find_support
@@ -43,10 +50,11 @@ class GumbelSinkhorn(TorchDistribution):
     pairs are forbidden, n is the size of a component. With nothing forbidden an error of at most 0.001 nats in the mean is
     left at the law's own samples. Where a prior without logits at temperature 1 scores samples of
     ``GumbelSinkhorn(0.5, X)``, ``X = 3 N(0, 1)``, it is below 0.01 nats for n up to 9, 0.1 for 10 and 20 and 0.15 for 100
-    (of Laplace 0.3 to 0.6 up to 20); at 0.2 in place of 0.5 it is 0.1, 0.6 and 4. With two allowed pairs a row it is 0.1
-    nats or less up to n = 40, where Laplace is off by 4 (``python benchmarks/density.py``). With ``num_particles=K`` the
-    integral is estimated from ``K`` random directions; the estimate of the density (not of its logarithm) is unbiased, of
-    finite variance, and varies from call to call. The derivation is in ``docs/density.md``.
+    (of Laplace 0.3 to 0.6 up to 20); at 0.2 in place of 0.5 it is 0.1, 0.6 and 4. Above n = 9 it grows without a bound as
+    entries of ``Q`` vanish, under colder samples or sharper logits, and asks for ``num_particles``. With two allowed pairs
+    a row it is 0.1 nats or less up to n = 40, where Laplace is off by 4 (``python benchmarks/density.py``). With
+    ``num_particles=K`` the integral is estimated from ``K`` random directions; the estimate of the density (not of its
+    logarithm) is unbiased, of finite variance, and varies from call to call. The derivation is in ``docs/density.md``.
 
     **Forbidden pairs.** Entries of ``-inf`` in ``logits`` are exactly zero in every sample. The allowed entries fall
     apart into components; the density is the product of theirs, with respect to Lebesgue measure on the allowed entries
@@ -157,8 +165,12 @@ class GumbelSinkhorn(TorchDistribution):
         """Monte Carlo estimate of the differential entropy, ``-mean log_prob``, of the batch shape.
 
         Args:
-            num_samples: number of draws; the standard error falls with its root. Differentiable.
+            num_samples: number of draws, at least 1; the standard error falls with its root. Differentiable.
+
+        Raises:
+            ValueError: ``num_samples`` is no integer of at least 1.
         """
+        check_count(num_samples, "num_samples", least=1)
         return -self.log_prob(self.rsample(torch.Size((num_samples,)))).mean(0)
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
@@ -184,7 +196,6 @@ class GumbelSinkhorn(TorchDistribution):
 
     def hard_sample(self, sample_shape: Any = ()) -> Tensor:
         """Draws of the zero-temperature limit ``M(X + eps)``, shape sample_shape + batch_shape + (n, n)."""
-        refuse_tracing("a matching")
         shape = self._extended_shape(torch.Size(sample_shape))
         return matching(self.logits.detach().double() + gumbel_noise(shape, self.logits)).to(self.logits.dtype)
 

@@ -6,7 +6,7 @@ r"""Kullback-Leibler divergences between laws of permutations, each with its sta
 | GumbelSinkhorn, GumbelSinkhorn | :func:`gumbel_noise_kl` | upper bound (the paper's) |
 | GumbelMatching, GumbelMatching or uniform | :func:`gumbel_matching_kl`, registered | upper bound |
 | Gibbs or uniform, Gibbs or uniform | :func:`gibbs_kl`, registered | exact up to 20 rows in a component |
-| Plackett-Luce, Mallows | :mod:`pyro_gs.distributions.ranking_kl`, registered | exact |
+| Plackett-Luce, Mallows | :mod:`pyro_gs.distributions.ranking_kl`, registered | exact (Plackett-Luce to 16 items) |
 | any two laws over the same matrices | :func:`monte_carlo_kl` | estimate with its standard error |
 """
 
@@ -32,10 +32,19 @@ _EULER = 0.5772156649015329
 
 
 def _check_event(q: TorchDistribution, p: TorchDistribution) -> None:
+    for name, law in (("q", q), ("p", p)):
+        if not isinstance(law, torch.distributions.Distribution):
+            raise TypeError(f"{name} must be a distribution, but is {type(law).__name__}")
     if q.event_shape != p.event_shape:
         raise ValueError(
             f"q and p must have the same event_shape, but have {tuple(q.event_shape)} and {tuple(p.event_shape)}"
         )
+    try:
+        torch.broadcast_shapes(q.batch_shape, p.batch_shape)
+    except RuntimeError:
+        raise ValueError(
+            f"q and p must have batch shapes that broadcast, but have {tuple(q.batch_shape)} and {tuple(p.batch_shape)}"
+        ) from None
 
 
 def _pair(q: GumbelSinkhorn, p: GumbelSinkhorn) -> tuple[Tensor, Tensor, Tensor, GumbelSinkhorn, torch.Size]:
@@ -213,15 +222,25 @@ def monte_carlo_kl(q: TorchDistribution, p: TorchDistribution, num_samples: int 
         no density under ``p``.
 
     Raises:
-        ValueError: the event shapes differ, or ``num_samples`` is below 2.
+        TypeError: ``q`` or ``p`` is no distribution.
+        ValueError: the event shapes differ, batch shapes do not broadcast, or ``num_samples`` is below 2.
     """
     _check_event(q, p)
     check_count(num_samples, "num_samples", least=2)
     shape = torch.Size((num_samples,))
-    q = q.expand(torch.broadcast_shapes(q.batch_shape, p.batch_shape))
+    batch = torch.broadcast_shapes(q.batch_shape, p.batch_shape)
+    same = torch.ones((), dtype=torch.bool)
+    if isinstance(q, GumbelSinkhorn) and isinstance(p, GumbelSinkhorn):
+        same = _same_support(q, p)
+        if not bool(same.all()):  # densities on different faces: draws of the one have none under the other
+            kept = torch.where(q.logits > -torch.inf, 0.0, -torch.inf)
+            kept = torch.where(same[..., None, None], p.logits, kept).expand(*batch, *p.event_shape)
+            p = GumbelSinkhorn(p.temperature, kept, p.num_particles)
+    q = q.expand(batch)
     with torch.set_grad_enabled(torch.is_grad_enabled() and q.has_rsample):
         value = q.rsample(shape) if q.has_rsample else q.sample(shape)
         ratio = q.log_prob(value) - p.log_prob(value)
+        ratio = torch.where(same, ratio, torch.inf)
         return ratio.mean(0), ratio.std(0) / num_samples**0.5
 
 

@@ -19,12 +19,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pyro_gs.distributions.edgeworth import laplacian
+from pyro_gs.distributions.spherical import bent_ties
 from pyro_gs.ops.arborescences import log_arborescences
 from pyro_gs.ops.implicit import scale
-from pyro_gs.ops.laplacian import grounded_nodes, log_tie_weights
+from pyro_gs.ops.logits import warn_user
 from pyro_gs.ops.quadrature import log_plane_integral
 from pyro_gs.ops.support import Support, blocks
-from pyro_gs.ops.tree import CutBasis
 
 EXACT_ROWS = 3
 """Largest component whose probabilities are exact."""
@@ -32,13 +33,16 @@ EXACT_ROWS = 3
 ESTIMATE_ROWS = 32
 """Largest component whose probabilities are estimated; beyond, too few draws count."""
 
+DEEPEST = 90.0
+"""Nats below one of the smallest entry of ``S(X)`` that the integral is taken for; the integrand's plateau is as wide."""
+
 _DEGREES = 10.0  # of freedom of the proposal
 _PILOTS = 3
 _PER_DIMENSION = 3  # effective draws for each dimension, before a covariance is believed
 _TEMPERINGS = 20
+_FEW = 8.0  # effective draws
 _STEP = 0.6  # the integrand is analytic in a strip of width pi
 _TAIL = 28.0  # beyond its flat part it falls by a factor of e a unit or faster
-_NODES = 400
 _SERIES = 0.05
 
 
@@ -53,18 +57,28 @@ def log_matching_probability(logits: Tensor, support: Support, index: Tensor, nu
         index: an allowed permutation, shape (..., n).
         num_particles: size of the importance sample.
     """
-    n = logits.shape[-1]
-    x = logits.double().reshape(-1, n, n)
-    support = support.reshape(tuple(x.shape))
-    index = index.reshape(-1, n)
-    out = torch.zeros_like(x[:, 0, 0])
+    n, batch = logits.shape[-1], index.shape[:-1]
+    law = torch.arange(math.prod(logits.shape[:-2]), device=logits.device).reshape(logits.shape[:-2]).expand(batch)
+    # Each permutation once for each law: draws repeat themselves.
+    pairs = torch.cat([law[..., None], index], -1).reshape(-1, n + 1)
+    pairs, inverse = pairs.unique(dim=0, return_inverse=True)
+    law, index = pairs[:, 0], pairs[:, 1:]
+    x = logits.double().reshape(-1, n, n)[law]
+    support = support.reshape((-1, n, n)).select(law)
+    # A row that is a component by itself is certain; its logits have a gradient of zero.
+    out = 0.0 * x.gather(-1, index[..., None])[..., 0].sum(-1)
     for block in blocks(support, x.device):
         if block.size == 1:
             continue
         columns = index[block.item].gather(-1, block.rows)  # the permutation becomes the identity
         part = x[block.item[:, None, None], block.rows[:, :, None], columns[:, None, :]]
         out = out.index_add(0, block.item, _log_identity(part, num_particles))
-    return out.reshape(logits.shape[:-2])
+    return out[inverse].reshape(batch)
+
+
+def _depth(log_s: Tensor) -> Tensor:
+    """Minus the smallest of the logarithms of entries (..., n, n) that are not zero."""
+    return torch.where(log_s > -torch.inf, -log_s, 0.0).detach().amax((-2, -1))
 
 
 def _log_identity(x: Tensor, num_particles: int) -> Tensor:
@@ -74,12 +88,21 @@ def _log_identity(x: Tensor, num_particles: int) -> Tensor:
         return log_pair_probability(x[:, 0, 0] + x[:, 1, 1] - x[:, 0, 1] - x[:, 1, 0])
     support = Support(x.shape)
     log_q = scale(x, support, tol=1e-10, max_iter=500, relative=True).log_p
-    if size == 3:
-        flat = torch.where(log_q > -torch.inf, -log_q, 0.0).detach().amax((-2, -1))
-        # The integral does not depend on where it is centred: potentials are constants.
-        z = torch.where(log_q > -torch.inf, log_q.detach() + (x - x.detach()), -torch.inf)
-        return log_plane_integral(_on_plane, (z,), flat + _TAIL, _STEP, _NODES)
+    deepest = float(_depth(log_q).max())
+    if deepest > DEEPEST:
+        raise NotImplementedError(
+            f"the law of M(X + eps) is integrated where entries of S(X) are above e^-{DEEPEST:g}, but logits have one of "
+            f"e^-{deepest:.0f} in a component of {size} rows; take log_prob_bounds, or smaller logits"
+        )
+    if size == EXACT_ROWS:
+        z = _constant_potentials(log_q, x)
+        return log_plane_integral(_on_plane, (z,), _depth(log_q) + _TAIL, _STEP)
     return _importance(log_q.detach(), x, num_particles)
+
+
+def _constant_potentials(log_q: Tensor, x: Tensor) -> Tensor:
+    """``log Q`` as a function of the logits alone: the integral does not depend on where it is centred."""
+    return torch.where(log_q > -torch.inf, log_q.detach() + (x - x.detach()), -torch.inf)
 
 
 def _log_integrand(z: Tensor, b: Tensor) -> Tensor:
@@ -91,6 +114,10 @@ def _log_integrand(z: Tensor, b: Tensor) -> Tensor:
 def _on_plane(nodes: Tensor, z: Tensor) -> Tensor:
     b = torch.cat([torch.zeros_like(nodes[:, :1]), nodes], -1)
     return _log_integrand(z, b[:, None]).T
+
+
+class EstimateWarning(UserWarning):
+    """An importance-sampling estimate rests on a few draws."""
 
 
 class _Student(NamedTuple):
@@ -125,28 +152,36 @@ class _Student(NamedTuple):
         center = torch.einsum("pg,pgi->gi", p, b[..., 1:])
         off = b[..., 1:] - center
         covariance = torch.einsum("pg,pgi,pgj->gij", p, off, off) * (_DEGREES - 2) / _DEGREES
-        ridge = 1e-6 * covariance.diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None]
-        return _Student(center, torch.linalg.cholesky(covariance + ridge * torch.eye(k, dtype=b.dtype, device=b.device)))
+        spread = covariance.diagonal(dim1=-2, dim2=-1).clamp(min=1e-12)
+        covariance = covariance + torch.diag_embed(1e-6 * spread)
+        return _Student(center, torch.linalg.cholesky(covariance))
 
 
 def _importance(log_q: Tensor, x: Tensor, num_particles: int) -> Tensor:
     """Importance-sampling estimate with a multivariate t proposal, whose tails are heavier than the integrand's.
 
-    It starts from the Laplace approximation of the dual alone; pilot runs of the same size, not used for the estimate,
-    bring its mean and covariance to those of the integrand.
+    It starts at the mode of the dual alone, with a Laplacian of ties that are pulled up where they vanish (as the density's
+    rule has it); pilot runs of the same size, not used for the estimate, bring its mean and covariance to those of the
+    integrand.
     """
-    z = torch.where(log_q > -torch.inf, log_q + (x - x.detach()), -torch.inf)
+    z = _constant_potentials(log_q, x)
     with torch.no_grad():
-        g, size, _ = x.shape
-        found = CutBasis(log_tie_weights(log_q), grounded_nodes(Support(x.shape), log_q))
-        unit = torch.eye(size, dtype=x.dtype, device=x.device)[1:, None, :].expand(-1, g, -1)
-        factor = found.gaussian(unit)[..., 1:].permute(1, 2, 0)
-        proposal = _Student(torch.zeros_like(factor[..., 0]), torch.linalg.cholesky(factor @ factor.mT))
+        ties = bent_ties(log_q, torch.ones_like(log_q[..., 0]))
+        root = torch.linalg.cholesky(laplacian(ties)[:, 1:, 1:])
+        proposal = _Student(torch.zeros_like(root[..., 0]), torch.linalg.cholesky(torch.cholesky_inverse(root)))
         for _ in range(_PILOTS):
             b, density = proposal.draw(num_particles)
             proposal = _Student.fitted(b, _log_integrand(z, b) - density)
         b, density = proposal.draw(num_particles)
-    return torch.logsumexp(_log_integrand(z, b) - density, 0) - math.log(num_particles)
+    weight = _log_integrand(z, b) - density
+    share = 1 / weight.detach().softmax(0).square().sum(0)
+    if bool((share < _FEW).any()):
+        warn_user(
+            f"the estimate of a probability of GumbelMatching (component of {x.shape[-1]} rows) rests on "
+            f"{float(share.min()):.1f} effective draws of {num_particles}; raise num_particles, or take log_prob_bounds",
+            EstimateWarning,
+        )
+    return torch.logsumexp(weight, 0) - math.log(num_particles)
 
 
 def log_pair_probability(d: Tensor) -> Tensor:

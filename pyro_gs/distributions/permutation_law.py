@@ -13,7 +13,7 @@ from torch.distributions import constraints as torch_constraints
 
 from pyro_gs.distributions import constraints
 from pyro_gs.distributions.relaxed import RelaxedPermutation
-from pyro_gs.ops.logits import check_logits, describe, first_position
+from pyro_gs.ops.logits import check_logits, check_magnitude, describe, first_position
 from pyro_gs.ops.matching import to_matrix
 from pyro_gs.ops.permanent import log_count
 from pyro_gs.ops.support import Support, find_support
@@ -159,6 +159,7 @@ class LogitsLaw(PermutationLaw):
 
     def __init__(self, logits: Tensor, validate_args: bool | None) -> None:
         check_logits(logits, half=False)
+        check_magnitude(logits, "logits")
         self._support = find_support(logits.detach() > -torch.inf, warn=False)
         allowed = self._support.allowed
         self.logits = logits if allowed is None else torch.where(allowed, logits, -torch.inf)

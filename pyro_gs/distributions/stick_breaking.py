@@ -18,7 +18,8 @@ class StickBreakingPermutation(PushedNormal):
     falls to zero; only its ratios with ``loc`` and ``scale`` matter.
 
     The law depends on the order of rows and columns, and has no forbidden pairs. Where the temperature is 0.05 of ``scale``
-    or less, rounding spoils the density of some samples (:class:`StickBreakingTransform`).
+    or less, rounding spoils the density of some samples, and far below, entries underflow to zero, which has no density and
+    raises (:class:`StickBreakingTransform`).
 
     Args:
         temperature: positive, a number or a tensor that broadcasts with the batch shape.

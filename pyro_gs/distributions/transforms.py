@@ -17,7 +17,6 @@ from torch.distributions import constraints as torch_constraints
 from pyro_gs.distributions import constraints
 from pyro_gs.distributions.birkhoff import log_inside
 from pyro_gs.distributions.relaxed import RelaxedPermutation, log_of
-from pyro_gs.ops.batching import refuse_tracing
 from pyro_gs.ops.logits import broadcast_batch, check_floating, check_square, check_temperature, describe, first_position
 from pyro_gs.ops.matching import matching
 
@@ -216,17 +215,16 @@ class RoundingTransform(_Tempered):
 
     def __init__(self, temperature: float | Tensor = 1.0, cache_size: int = 0) -> None:
         super().__init__(temperature, cache_size)
-        largest = float(torch.as_tensor(temperature).detach().max())
+        tau = torch.as_tensor(temperature).detach()
+        largest = float(tau.max()) if tau.numel() else 0.0
         if largest > 1:
             raise ValueError(f"temperature must be at most 1 for {type(self).__name__}, but is {largest}")
 
     def _call(self, Z: Tensor) -> Tensor:
-        refuse_tracing("a matching")
         value, tau = self._checked(Z, "Z")
         return (tau * value + (1 - tau) * matching(value)).to(Z.dtype)
 
     def _inverse(self, X: Tensor) -> Tensor:
-        refuse_tracing("a matching")
         value, tau = self._checked(X, "X")
         return ((value - (1 - tau) * matching(value)) / tau).to(X.dtype)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+_LARGEST = 1e150
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -84,7 +85,7 @@ def check_logits(logits: Tensor, name: str = "logits", *, half: bool = True) -> 
 
 
 def check_entries(logits: Tensor, name: str) -> None:
-    """Raise ``ValueError`` if an entry of a tensor (..., n, m) is NaN, +inf, or so large that sums overflow."""
+    """Raise ``ValueError`` if an entry of a tensor (..., n, m) is NaN, +inf, or so large that sums may overflow."""
     if logits.numel() == 0:
         return
     detached = logits.detach()
@@ -99,6 +100,16 @@ def check_entries(logits: Tensor, name: str) -> None:
         f"{name}{describe(batch)} has the entry {value} at row {row}, column {column}; entries must be finite, "
         "or -inf to forbid a pair"
     )
+
+
+def check_magnitude(x: Tensor, name: str) -> None:
+    """Raise ``ValueError`` if a finite entry is 1e150 or more in size, beyond which sums and products may overflow."""
+    x = x.detach()
+    if x.dtype == torch.float64 and x.numel():
+        size = torch.where(x.isfinite(), x, 0.0).abs()
+        if not bool(size.amax() < _LARGEST):
+            at = first_position(size >= _LARGEST)
+            raise ValueError(f"{name} overflows: expected magnitudes below {_LARGEST:g}, but has {float(x[at]):g} at {at}")
 
 
 def check_temperature(temperature: float | Tensor, name: str = "temperature") -> None:

@@ -18,6 +18,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from pyro_gs.ops.batching import refuse_tracing
 from pyro_gs.ops.logits import check_logits, check_square, describe, first_position
 from pyro_gs.ops.padding import Assignment, Capacities, unpad
 from pyro_gs.ops.support import raise_infeasible
@@ -70,6 +71,7 @@ def matching(logits: Tensor, *, unmatched: float | Tensor | None = None, capacit
 
 def solve_assignment(logits: Tensor) -> Tensor:
     """The best column of every row, long (..., n) on the device of ``logits``, which are taken as checked."""
+    refuse_tracing("a matching")
     n = logits.shape[-1]
     scores = logits.detach().to("cpu", torch.float64).reshape(-1, n, n).numpy()
     index = np.empty(scores.shape[:2], dtype=np.int64)

@@ -15,12 +15,13 @@ equation 7).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Real
 from typing import NoReturn
 
 import torch
 from torch import Tensor
 
-from pyro_gs.ops.logits import check_entries, check_floating, describe, first_position, warn_user
+from pyro_gs.ops.logits import check_entries, check_floating, check_magnitude, describe, first_position, warn_user
 from pyro_gs.ops.support import SupportWarning, find_support, hall_violator, unravel
 
 Capacities = int | Sequence[int] | Tensor
@@ -60,12 +61,16 @@ class Assignment:
             raise ValueError(f"logits must have shape (..., n, m) with n, m >= 1, but has shape {tuple(logits.shape)}")
         check_floating(logits, "logits", half=half)
         check_entries(logits, "logits")
+        check_magnitude(logits, "logits")
         n, m = logits.shape[-2:]
         self.capacities = _checked_capacities(capacities, n, m)
         self.unmatched: Tensor | None = None
         if unmatched is not None:
+            if not isinstance(unmatched, Tensor) and (isinstance(unmatched, bool) or not isinstance(unmatched, Real)):
+                raise TypeError(f"unmatched must be a number or a tensor, but is {type(unmatched).__name__}")
             scores = torch.as_tensor(unmatched, dtype=None if isinstance(unmatched, Tensor) else logits.dtype)
             check_floating(scores, "unmatched")
+            check_magnitude(scores, "unmatched")
             scores = scores.to(logits)
             try:
                 batch = torch.broadcast_shapes(scores.shape, logits.shape[:-1])[:-1]
@@ -233,8 +238,11 @@ def unpad(P: Tensor, shape: tuple[int, int], *, capacities: Capacities | None = 
         Tensor of shape (..., n, m): entry i, j is the share of row i that column j takes.
 
     Raises:
-        ValueError: ``P`` is too small for ``shape`` and ``capacities``.
+        ValueError: ``shape`` is no pair of positive integers, or ``P`` too small for it and ``capacities``.
     """
+    good = isinstance(shape, Sequence) and len(shape) == 2 and all(isinstance(k, int) and k > 0 for k in shape)
+    if not good:
+        raise ValueError(f"shape must be (n, m), the number of rows and of columns of the logits, but is {shape!r}")
     n, m = shape
     copies = torch.repeat_interleave(torch.arange(m), torch.tensor(_checked_capacities(capacities, n, m)))
     if not isinstance(P, Tensor) or P.dim() < 2 or P.shape[-2] != P.shape[-1] or P.shape[-1] < max(n, len(copies)):

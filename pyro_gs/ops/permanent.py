@@ -19,7 +19,7 @@ from torch import Tensor
 from pyro_gs.ops.assignment_sums import log_assignment_sum
 from pyro_gs.ops.batching import unexpanded
 from pyro_gs.ops.implicit import scale
-from pyro_gs.ops.logits import check_logits, describe
+from pyro_gs.ops.logits import check_logits, check_magnitude, describe
 from pyro_gs.ops.padding import Assignment, Capacities
 from pyro_gs.ops.subsets import levels, moves
 from pyro_gs.ops.support import Support, blocks, component_sizes, find_support, rows_of_component, unravel
@@ -94,6 +94,7 @@ def log_permanent(
             raise ValueError(f"method must be 'exact' with unmatched or capacities, but is {method!r}")
         return log_assignment_sum(Assignment(logits, unmatched, capacities)).to(logits.dtype)
     check_logits(logits)
+    check_magnitude(logits, "logits")
     support = find_support(logits.detach() > -torch.inf, warn=False)
     return log_normalizer(logits, support, method).to(logits.dtype)
 
@@ -117,6 +118,7 @@ def log_permanent_bounds(logits: Tensor) -> tuple[Tensor, Tensor]:
         (tensor(110.3206), tensor(121.9223))
     """
     check_logits(logits)
+    check_magnitude(logits, "logits")
     support = find_support(logits.detach() > -torch.inf, warn=False)
 
     def value(method: Method) -> Tensor:
@@ -225,7 +227,7 @@ def _marginals(a: Tensor) -> Tensor:
     for row, steps in enumerate(moves(n)):
         before, after = steps.to(a.device)
         rest = below[n - 1 - row].flip(0)  # the complements of a level's states, in its order
-        columns = max(1, _AT_ONCE // (before.shape[1] * len(a)))
+        columns = max(1, _AT_ONCE // max(1, before.shape[1] * len(a)))
         found = []
         for first, then in zip(before.split(columns), after.split(columns), strict=True):
             products = above[row].index_select(0, first.flatten()) * rest.index_select(0, then.flatten())
@@ -341,9 +343,9 @@ def _beliefs(z: Tensor, support: Support, *, tol: float = 1e-9, max_iter: int = 
     for _ in range(max_iter):
         across = torch.where(active, -log_others(z + down, -1), 0.0)
         new = torch.where(active, -log_others(z + across, -2), 0.0)
-        change = (new - down).abs().max()
+        settled = ((new - down).abs() < tol).all()
         down = new
-        if bool(change < tol):
+        if bool(settled):
             break
     log_odds = torch.where(active, z + across + down, 0.0)
     log_b = torch.nn.functional.logsigmoid(log_odds).masked_fill(certain, 0.0).masked_fill(out, _NOTHING)

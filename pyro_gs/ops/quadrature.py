@@ -13,7 +13,7 @@ _CHUNK = 4_000_000  # numbers held at once
 
 
 def log_plane_integral(
-    log_f: Callable[..., Tensor], arguments: tuple[Tensor, ...], radius: Tensor, step: float, max_nodes: int
+    log_f: Callable[..., Tensor], arguments: tuple[Tensor, ...], radius: Tensor, step: float, max_nodes: float = math.inf
 ) -> Tensor:
     """Logarithms of integrals over R^2 of a batch of positive functions.
 

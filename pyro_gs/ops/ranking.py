@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pyro_gs.ops.logits import check_floating, check_square, describe, first_position
+from pyro_gs.ops.logits import check_floating, check_magnitude, check_square, describe, first_position
 from pyro_gs.ops.matching import to_index
 
 
@@ -28,6 +28,7 @@ def check_scores(scores: Tensor, name: str = "scores") -> None:
             f"{name}{describe(tuple(item))} has the entry {float(scores.detach()[index])} at position {position}; entries "
             "must be finite, since every item has a place in the ranking"
         )
+    check_magnitude(scores, name)
 
 
 def centered(scores: Tensor) -> Tensor:
