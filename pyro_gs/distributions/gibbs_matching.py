@@ -131,10 +131,13 @@ class GibbsMatching(TorchDistribution):
             ``-inf`` for what is no assignment within the law's support: a forbidden pair, a row that must be matched.
 
         Raises:
+            TypeError: complex ``value``.
             ValueError: another event shape, or a batch that does not broadcast; with validation, entries that are not zeros
                 and ones, rows with more than a one, or columns above their capacity.
         """
         check_value_shape(value, self.event_shape, self.batch_shape)
+        if value.is_complex():
+            raise TypeError(f"value must have a real dtype, but has {value.dtype}")
         if self._validate_args:
             anyone = torch.zeros(self.event_shape[0], dtype=torch.bool, device=value.device)
             good = constraints.PartialMatching(self.capacities, anyone).check(value)

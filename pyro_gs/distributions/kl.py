@@ -17,10 +17,10 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import register_kl
 
-import pyro_gs.distributions.ranking_kl  # noqa: F401, registers its pairs
 from pyro_gs.distributions.gibbs_permutation import GibbsPermutation
 from pyro_gs.distributions.gumbel_matching import GumbelMatching
 from pyro_gs.distributions.gumbel_sinkhorn import GumbelSinkhorn, allowed_counts
+from pyro_gs.distributions.ranking_kl import joint_batch
 from pyro_gs.distributions.uniform_permutation import UniformPermutation
 from pyro_gs.ops.batching import unexpanded
 from pyro_gs.ops.implicit import scale
@@ -31,26 +31,9 @@ from pyro_gs.ops.sinkhorn import default_tol
 _EULER = 0.5772156649015329
 
 
-def _check_event(q: TorchDistribution, p: TorchDistribution) -> None:
-    for name, law in (("q", q), ("p", p)):
-        if not isinstance(law, torch.distributions.Distribution):
-            raise TypeError(f"{name} must be a distribution, but is {type(law).__name__}")
-    if q.event_shape != p.event_shape:
-        raise ValueError(
-            f"q and p must have the same event_shape, but have {tuple(q.event_shape)} and {tuple(p.event_shape)}"
-        )
-    try:
-        torch.broadcast_shapes(q.batch_shape, p.batch_shape)
-    except RuntimeError:
-        raise ValueError(
-            f"q and p must have batch shapes that broadcast, but have {tuple(q.batch_shape)} and {tuple(p.batch_shape)}"
-        ) from None
-
-
 def _pair(q: GumbelSinkhorn, p: GumbelSinkhorn) -> tuple[Tensor, Tensor, Tensor, GumbelSinkhorn, torch.Size]:
     """Difference of logits, both temperatures, the smallest law with their support, and the full batch shape."""
-    _check_event(q, p)
-    batch = torch.broadcast_shapes(q.batch_shape, p.batch_shape)
+    batch = joint_batch(q, p)
     t, t0 = (unexpanded(law.temperature.double(), 0) for law in (q, p))
     x, x0 = (unexpanded(law.logits.double(), 2) for law in (q, p))
     small = torch.broadcast_shapes(t.shape, t0.shape, x.shape[:-2], x0.shape[:-2])
@@ -158,7 +141,7 @@ def gumbel_matching_kl(q: GumbelMatching, p: GumbelMatching | UniformPermutation
         ValueError: the event shapes differ.
         NotImplementedError: ``p`` is uniform with forbidden pairs.
     """
-    _check_event(q, p)
+    joint_batch(q, p)
     if isinstance(p, UniformPermutation):
         if p._support.allowed is not None:
             raise NotImplementedError(
@@ -188,7 +171,7 @@ def gibbs_kl(q: GibbsPermutation | UniformPermutation, p: GibbsPermutation | Uni
         ValueError: the event shapes differ.
         NotImplementedError: a component of more than 20 rows, or a normalizer other than ``"exact"``.
     """
-    _check_event(q, p)
+    joint_batch(q, p)
     for law in (q, p):
         if isinstance(law, GibbsPermutation) and law.normalizer != "exact":
             raise NotImplementedError(f"the KL divergence is exact, but the normalizer of a law is {law.normalizer!r}")
@@ -225,10 +208,9 @@ def monte_carlo_kl(q: TorchDistribution, p: TorchDistribution, num_samples: int 
         TypeError: ``q`` or ``p`` is no distribution.
         ValueError: the event shapes differ, batch shapes do not broadcast, or ``num_samples`` is below 2.
     """
-    _check_event(q, p)
+    batch = joint_batch(q, p)
     check_count(num_samples, "num_samples", least=2)
     shape = torch.Size((num_samples,))
-    batch = torch.broadcast_shapes(q.batch_shape, p.batch_shape)
     same = torch.ones((), dtype=torch.bool)
     if isinstance(q, GumbelSinkhorn) and isinstance(p, GumbelSinkhorn):
         same = _same_support(q, p)

@@ -88,7 +88,7 @@ def _log_identity(x: Tensor, num_particles: int) -> Tensor:
         return log_pair_probability(x[:, 0, 0] + x[:, 1, 1] - x[:, 0, 1] - x[:, 1, 0])
     support = Support(x.shape)
     log_q = scale(x, support, tol=1e-10, max_iter=500, relative=True).log_p
-    deepest = float(_depth(log_q).max())
+    deepest = float(_depth(log_q).max()) if len(x) else 0.0
     if deepest > DEEPEST:
         raise NotImplementedError(
             f"the law of M(X + eps) is integrated where entries of S(X) are above e^-{DEEPEST:g}, but logits have one of "

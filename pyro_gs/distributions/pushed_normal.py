@@ -117,7 +117,7 @@ class PushedNormal(TorchDistribution):
         """
         check_value_shape(value, self.event_shape, self.batch_shape)
         check_floating(value, "value", half=False)
-        if self._validate_args:
+        if self._validate_args and value.numel():
             support: Any = self.support
             good = support.check(value.detach())
             if not bool(good.all()):

@@ -33,12 +33,26 @@ from pyro_gs.ops.ranking import centered
 _RATIO = 10.0  # of temperatures: the quadrature takes time that grows with its square
 
 
-def _joint_batch(q: Distribution, p: Distribution) -> torch.Size:
+def joint_batch(q: Distribution, p: Distribution) -> torch.Size:
+    """Batch shape of a divergence.
+
+    Raises:
+        TypeError: an argument is no distribution.
+        ValueError: event shapes differ, or batch shapes do not broadcast.
+    """
+    for name, law in (("q", q), ("p", p)):
+        if not isinstance(law, Distribution):
+            raise TypeError(f"{name} must be a distribution, but is {type(law).__name__}")
     if q.event_shape != p.event_shape:
         raise ValueError(
             f"q and p must have the same event_shape, but have {tuple(q.event_shape)} and {tuple(p.event_shape)}"
         )
-    return torch.Size(torch.broadcast_shapes(q.batch_shape, p.batch_shape))
+    try:
+        return torch.Size(torch.broadcast_shapes(q.batch_shape, p.batch_shape))
+    except RuntimeError:
+        raise ValueError(
+            f"q and p must have batch shapes that broadcast, but have {tuple(q.batch_shape)} and {tuple(p.batch_shape)}"
+        ) from None
 
 
 def _check_subsets(n: int) -> None:
@@ -63,7 +77,7 @@ def plackett_luce_kl(q: PlackettLuce, p: PlackettLuce) -> Tensor:
         >>> plackett_luce_kl(PlackettLuce(torch.tensor([1.0, 0.0])), PlackettLuce(torch.zeros(2)))
         tensor(0.1109)
     """
-    batch = _joint_batch(q, p)
+    batch = joint_batch(q, p)
     _check_subsets(q.n)
     scores, other = torch.broadcast_tensors(unexpanded(q.scores, 1).double(), unexpanded(p.scores, 1).double())
     return ranking_divergence(scores, other).to(q.scores.dtype).expand(batch)
@@ -71,7 +85,7 @@ def plackett_luce_kl(q: PlackettLuce, p: PlackettLuce) -> Tensor:
 
 def _to_uniform(entropy: Tensor, q: Distribution, p: UniformPermutation) -> Tensor:
     """``log n!`` minus the entropy; infinite where a pair is forbidden, for ``q`` gives every permutation some mass."""
-    batch = _joint_batch(q, p)
+    batch = joint_batch(q, p)
     n = p.n
     kl = (math.lgamma(n + 1) - entropy.double()).clamp(min=0.0)  # of rounding
     full = p.allowed.all(-1).all(-1)
@@ -93,7 +107,7 @@ def plackett_luce_uniform_kl(q: PlackettLuce, p: UniformPermutation) -> Tensor:
         >>> plackett_luce_uniform_kl(PlackettLuce(torch.tensor([1.0, 0.0])), UniformPermutation(2))
         tensor(0.1109)
     """
-    _joint_batch(q, p)
+    joint_batch(q, p)
     _check_subsets(q.n)
     return _to_uniform(ranking_entropy(unexpanded(q.scores, 1).double()), q, p).to(q.scores.dtype)
 
@@ -119,7 +133,7 @@ def relaxed_plackett_luce_kl(q: RelaxedPlackettLuce, p: RelaxedPlackettLuce) -> 
         >>> relaxed_plackett_luce_kl(q, RelaxedPlackettLuce(0.5, torch.zeros(2)))
         tensor(0.1640)
     """
-    batch, n = _joint_batch(q, p), q.event_shape[-1]
+    batch, n = joint_batch(q, p), q.event_shape[-1]
     rho = unexpanded(p.temperature, 0).double() / unexpanded(q.temperature, 0).double()
     if bool((rho > _RATIO).any()):
         raise NotImplementedError(
@@ -149,7 +163,7 @@ def mallows_kl(q: Mallows, p: Mallows) -> Tensor:
         >>> mallows_kl(Mallows(torch.eye(2), 1.0), Mallows(torch.eye(2).flip(0), 1.0))
         tensor(0.4621)
     """
-    batch, n = _joint_batch(q, p), q.n
+    batch, n = joint_batch(q, p), q.n
     theta, theta_0 = unexpanded(q.theta, 0).double(), unexpanded(p.theta, 0).double()
     item, rank = torch.broadcast_tensors(unexpanded(q.center, 2).argmax(-1), unexpanded(p.center, 2).argmax(-2))
     other = rank.gather(-1, item)  # rank in p's center of the items in the order of q's

@@ -109,7 +109,9 @@ def check_magnitude(x: Tensor, name: str) -> None:
         size = torch.where(x.isfinite(), x, 0.0).abs()
         if not bool(size.amax() < _LARGEST):
             at = first_position(size >= _LARGEST)
-            raise ValueError(f"{name} overflows: expected magnitudes below {_LARGEST:g}, but has {float(x[at]):g} at {at}")
+            raise ValueError(
+                f"{name} must be below {_LARGEST:g} in size, so that sums hold, but is {float(x[at]):g} at {at}"
+            )
 
 
 def check_temperature(temperature: float | Tensor, name: str = "temperature") -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import torch
 
 from pyro_gs import (
+    GibbsMatching,
     GibbsPermutation,
     GumbelMatching,
     GumbelSinkhorn,
@@ -101,7 +102,7 @@ FIXTURES = [
     Fixture(
         "GumbelMatching estimate",
         GumbelMatching,
-        lambda: {"logits": masked(TRIDIAGONAL), "num_particles": 4},
+        lambda: {"logits": masked(TRIDIAGONAL), "num_particles": 100},
         (1,),
         exact=False,
     ),
@@ -194,4 +195,12 @@ FIXTURES = [
         lambda: {"temperature": 1.0, "loc": torch.randn(1, 1)},
         kl=False,
     ),
+    Fixture(
+        "GibbsMatching partial",
+        GibbsMatching,
+        lambda: {"logits": masked(FULL, THREE), "unmatched": torch.randn(2, 3)},
+        (2,),
+        kl=False,
+    ),
+    Fixture("GibbsMatching", GibbsMatching, lambda: {"logits": torch.randn(3, 1, 3, 3)}, (3, 1), kl=False),
 ]

@@ -13,6 +13,7 @@ import torch
 from dist_fixture import FIXTURES
 
 from pyro_gs import (
+    GibbsMatching,
     GibbsPermutation,
     GumbelMatching,
     GumbelSinkhorn,
@@ -174,7 +175,8 @@ def good(law, dtype=torch.float64):
 
 
 def test_the_table_has_every_parameter_of_every_law():
-    assert set(TABLE) == {fixture.law for fixture in FIXTURES}
+    # GibbsMatching takes rectangular logits; its arguments are tried in tests/ops/test_padding.py and test_gibbs_matching.py.
+    assert set(TABLE) == {fixture.law for fixture in FIXTURES} - {GibbsMatching}
     for law, parameters in TABLE.items():
         assert set(parameters) == set(inspect.signature(law.__init__).parameters) - {"self", "validate_args"}
         made = law(**good(law))
