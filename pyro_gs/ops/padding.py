@@ -89,7 +89,7 @@ class Assignment:
                     "-inf where a row must be matched"
                 )
             logits = logits.expand(*batch, n, m)
-            if bool((detached > -torch.inf).any()):
+            if detached.numel() == 0 or bool((detached > -torch.inf).any()):
                 self.unmatched = scores
         self.logits = logits
 

@@ -175,7 +175,7 @@ def good(law, dtype=torch.float64):
 
 
 def test_the_table_has_every_parameter_of_every_law():
-    # GibbsMatching takes rectangular logits; its arguments are tried in tests/ops/test_padding.py and test_gibbs_matching.py.
+    # GibbsMatching takes rectangular logits: tests/ops/test_padding.py and test_gibbs_matching.py try its arguments.
     assert set(TABLE) == {fixture.law for fixture in FIXTURES} - {GibbsMatching}
     for law, parameters in TABLE.items():
         assert set(parameters) == set(inspect.signature(law.__init__).parameters) - {"self", "validate_args"}

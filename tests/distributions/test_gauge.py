@@ -287,3 +287,28 @@ def test_components_of_a_batch_with_its_own_supports(particles):
             total = total + GumbelSinkhorn(0.7, rows, particles).log_prob(plain)
         # two estimates with an effective share above 0.6 of the 4,000 directions each
         assert float(got[i]) == pytest.approx(float(total), abs=0.1 if particles else 1e-6)
+
+
+@pytest.mark.parametrize("e", [0.0, 1e-12, 1e-8, 1e-3, 0.59, 0.61, 2.0])
+def test_second_derivative_of_two_columns(e):
+    """Smooth where all entries are equal, and across the switch to the closed form."""
+    p = torch.full((2, 2), 0.5)
+
+    def score(x):
+        return GumbelSinkhorn(1.0, torch.stack([torch.stack([x, x * 0]), torch.zeros(2)])).log_prob(p)
+
+    def slope(x):
+        x = torch.tensor(x, requires_grad=True)
+        return float(torch.autograd.grad(score(x), x)[0])
+
+    x = torch.tensor(e, requires_grad=True)
+    (first,) = torch.autograd.grad(score(x), x, create_graph=True)
+    (second,) = torch.autograd.grad(first, x)
+    assert float(second) == pytest.approx((slope(e + 1e-4) - slope(e - 1e-4)) / 2e-4, rel=1e-6)
+
+
+def test_three_equal_columns():
+    found = GumbelSinkhorn(1.0, torch.zeros(3, 3)).log_prob(torch.full((3, 3), 1 / 3))
+    integral = 9 * math.log(3) + 3 * math.lgamma(3) - math.lgamma(9)  # at Q = 1/3
+    jacobian = 9 * math.log(3) + math.log(1 / 3)
+    assert float(found) == pytest.approx(3 * math.lgamma(3) - 9 * math.log(3) + integral + jacobian, abs=1e-9)

@@ -1,4 +1,5 @@
 import itertools
+import math
 
 import pytest
 import torch
@@ -137,3 +138,30 @@ def test_bad_input():
         GibbsMatching(torch.zeros(8, 8), unmatched=0.0).enumerate_support()
     with pytest.raises(ValueError, match="method must be 'exact' with unmatched or capacities, but is 'bethe'"):
         log_permanent(torch.zeros(2, 2), unmatched=0.0, method="bethe")
+
+
+@pytest.mark.usefixtures("float64_only")
+def test_many_rows_and_few_columns():
+    """Products over many copies and fillers, which would underflow one by one."""
+    for n, m in ((80, 2), (60, 3), (300, 2)):
+        logits = 3 * torch.randn(n, m)
+        law = GibbsMatching(logits, capacities=n) if m == 2 else None
+        found = log_permanent(logits, capacities=n)
+        assert float(found - logits.logsumexp(-1).sum()) == pytest.approx(0, abs=1e-9)  # rows choose freely
+        if law is not None:
+            assert torch.allclose(law.marginals(), logits.softmax(-1), atol=1e-9)
+            frequency = law.sample((2_000,)).mean(0)
+            error = (law.marginals() * (1 - law.marginals()) / 2_000).sqrt()
+            assert ((frequency - law.marginals()).abs() < 5.5 * error + 1e-3).all()
+    alone = GibbsMatching(torch.zeros(150, 1), unmatched=0.0)
+    assert float(alone.log_normalizer()) == pytest.approx(math.log(151))
+    assert float(alone.entropy()) == pytest.approx(math.log(151))
+    assert float(GibbsMatching(torch.zeros(1, 1), unmatched=-0.5, capacities=0).log_normalizer()) == -0.5
+
+
+def test_empty_batches():
+    law = GibbsMatching(torch.zeros(0, 2, 3), unmatched=0.0)
+    assert law.marginals().shape == (0, 2, 3)
+    assert law.entropy().shape == (0,)
+    assert law.sample((4,)).shape == (4, 0, 2, 3)
+    assert law.enumerate_support().shape == (13, 0, 2, 3)

@@ -95,3 +95,12 @@ def test_bad_input():
         GibbsPermutation(torch.zeros(2, 3, 3)).to_one_one_matching()
     with pytest.raises(TypeError, match="law must be a pyro.distributions.OneOneMatching, but is Normal"):
         GibbsPermutation.from_one_one_matching(dist.Normal(0.0, 1.0))
+
+
+def test_empty_batches():
+    law = GibbsPermutation(torch.zeros(0, 3, 3, requires_grad=True))
+    assert law.marginals().shape == (0, 3, 3)
+    assert law.entropy().shape == law.log_prob(torch.eye(3)).shape == (0,)
+    assert law.sample((2,)).shape == (2, 0, 3, 3)
+    law.log_prob(torch.eye(3)).sum().backward()
+    assert GibbsPermutation(torch.zeros(0, 30, 30), normalizer="bethe").log_normalizer().shape == (0,)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from enumeration import chi_square, entropy_by_enumeration, mean_by_enumeration
 
-from pyro_gs import GumbelMatching, GumbelSinkhorn, to_index
+from pyro_gs import EstimateWarning, GumbelMatching, GumbelSinkhorn, to_index
 from pyro_gs.distributions.matching_integral import log_pair_probability
 
 BAND = (torch.arange(4)[:, None] - torch.arange(4)).abs() <= 1
@@ -166,3 +166,45 @@ def test_bad_input():
         GumbelMatching(torch.zeros(3, 3)).marginals(1)
     with pytest.raises(ValueError, match="value is not a permutation matrix"):
         GumbelMatching(torch.zeros(3, 3)).log_prob_bounds(torch.ones(3, 3))
+
+
+@pytest.mark.usefixtures("float64_only")
+def test_logits_far_apart():
+    """Exact to entries of e^-90, then refused; nothing in between is wrong."""
+    for scale in (10.0, 20.0):
+        law = GumbelMatching(scale * torch.randn(10, 3, 3))
+        p = law.log_prob(law.enumerate_support())
+        assert torch.allclose(p.exp().sum(0), torch.ones(10), atol=1e-9)
+        low, high = law.log_prob_bounds(law.enumerate_support())
+        assert (low <= p + 1e-9).all()
+        assert (p <= high + 1e-9).all()
+    for n in (3, 5):
+        with pytest.raises(NotImplementedError, match=r"above e\^-90, but logits have one of e\^-\d+ in a component of"):
+            GumbelMatching(1000 * torch.randn(n, n)).log_prob(torch.eye(n))
+    pair = GumbelMatching(1000 * torch.randn(2, 2))
+    assert float(pair.log_prob(pair.enumerate_support()).exp().sum()) == pytest.approx(1)
+
+
+def test_estimates_of_few_draws_warn():
+    law = GumbelMatching(torch.randn(20, 20), num_particles=10)
+    with pytest.warns(EstimateWarning, match=r"component of 20 rows\) rests on \d\.\d effective draws of 10; raise num_par"):
+        law.log_prob(torch.eye(20))
+
+
+def test_equal_permutations_and_single_rows():
+    law = GumbelMatching(torch.zeros(2, 4, 4, requires_grad=True))
+    value = torch.eye(4).expand(6, 2, 4, 4)
+    log_p = law.log_prob(value)
+    assert (log_p == log_p[0]).all()
+    assert (log_p[:, 0] != log_p[:, 1]).all()  # two laws, though alike, have estimates of their own
+    (grad,) = torch.autograd.grad(log_p[:, 1].sum(), law.logits)
+    assert (grad[0] == 0).all()
+    assert grad[1].abs().max() > 0.1
+    alone = torch.zeros(1, 1, requires_grad=True)
+    assert torch.autograd.grad(GumbelMatching(alone).log_prob(torch.eye(1)), alone)[0] == 0
+
+
+def test_empty_batches():
+    for n in (3, 4):
+        assert GumbelMatching(torch.zeros(0, n, n)).log_prob(torch.eye(n)).shape == (0,)
+        assert GumbelMatching(torch.zeros(n, n)).log_prob(torch.zeros(0, n, n)).shape == (0,)

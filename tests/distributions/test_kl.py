@@ -225,3 +225,27 @@ def test_entropy_of_the_relaxed_law_and_its_gradient():
     draws = -law.log_prob(law.sample((4000,)))
     error = float(draws.std()) * (1 / 4000 + 1 / 2000) ** 0.5
     assert abs(float(law.entropy(2000)) - float(draws.mean())) < 5 * error
+
+
+def test_monte_carlo_kl_of_laws_on_other_faces():
+    x = torch.zeros(3, 3)
+    less = x.clone()
+    less[0, 0] = -torch.inf
+    q = GumbelSinkhorn(1.0, torch.stack([x, less]))
+    for validate in (True, False):
+        p = GumbelSinkhorn(1.0, x, validate_args=validate)
+        value, error = monte_carlo_kl(q, p, 10)
+        assert value.tolist() == [0.0, torch.inf]
+        assert error.isnan().tolist() == [False, True]
+        value, _ = monte_carlo_kl(p, q, 10)
+        assert value.tolist() == [0.0, torch.inf]
+
+
+def test_bad_pairs():
+    q = GumbelSinkhorn(1.0, torch.zeros(2, 3, 3))
+    with pytest.raises(TypeError, match="p must be a distribution, but is int"):
+        monte_carlo_kl(q, 3)
+    with pytest.raises(ValueError, match=r"batch shapes that broadcast, but have \(2,\) and \(5,\)"):
+        kl_divergence(GibbsPermutation(torch.zeros(2, 3, 3)), GibbsPermutation(torch.zeros(5, 3, 3)))
+    with pytest.raises(ValueError, match="num_samples must be an integer of at least 1, but is 0"):
+        q.entropy(0)
