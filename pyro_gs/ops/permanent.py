@@ -20,7 +20,7 @@ from torch import Tensor
 from pyro_gs.ops.batching import unexpanded
 from pyro_gs.ops.implicit import scale
 from pyro_gs.ops.logits import check_logits, describe
-from pyro_gs.ops.subsets import levels
+from pyro_gs.ops.subsets import levels, moves
 from pyro_gs.ops.support import Support, component_sums, find_support, unravel
 
 EXACT_LIMIT = 20
@@ -29,6 +29,7 @@ EXACT_LIMIT = 20
 Method = Literal["exact", "bethe", "sinkhorn_bethe", "sinkhorn_lower", "sinkhorn_upper", "bethe_upper"]
 METHODS: tuple[Method, ...] = get_args(Method)
 _TABLE = 2**24  # numbers in the tables of what is computed at once
+_AT_ONCE = 2**18  # products of minors at once
 _TOL = 1e-10
 _NOTHING = -1e5  # for the logarithm of zero where gradients pass by
 
@@ -220,13 +221,15 @@ def _marginals(a: Tensor) -> Tensor:
     n = a.shape[-1]
     above, below = subset_tables(a, n - 1), subset_tables(a.flip(-2), n - 1)
     out = []
-    for row, level in enumerate(levels((1,) * n, n)):
-        level = level.to(a.device)
+    for row, steps in enumerate(moves(n)):
+        before, after = steps.to(a.device)
         rest = below[n - 1 - row].flip(0)  # the complements of a level's states, in its order
-        found = a.new_zeros(n, len(a))
-        for before, column in zip(level.before, level.column, strict=True):
-            found = found.index_add(0, column, above[row].index_select(0, before) * rest)
-        out.append(found.T)
+        columns = max(1, _AT_ONCE // (before.shape[1] * len(a)))
+        found = []
+        for first, then in zip(before.split(columns), after.split(columns), strict=True):
+            products = above[row].index_select(0, first.flatten()) * rest.index_select(0, then.flatten())
+            found.append(products.reshape(*first.shape, len(a)).sum(1))
+        out.append(torch.cat(found).T)
     minors = torch.stack(out, -2) * a
     return minors / minors.sum(-1, keepdim=True)
 

@@ -67,3 +67,30 @@ def levels(capacities: tuple[int, ...], rows: int) -> tuple[Level, ...]:
         columns[rank, state] = column
         out.append(Level(torch.from_numpy(before), torch.from_numpy(columns)))
     return tuple(out)
+
+
+class Moves(NamedTuple):
+    """The steps from one level of subsets to the next, column by column.
+
+    Attributes:
+        before: long (n, moves); the subsets that lack the column.
+        after: long (n, moves); the same with it.
+    """
+
+    before: Tensor
+    after: Tensor
+
+    def to(self, device: torch.device) -> Moves:
+        """The same on a device."""
+        return Moves(self.before.to(device), self.after.to(device))
+
+
+@functools.lru_cache(maxsize=8)
+def moves(n: int) -> tuple[Moves, ...]:
+    """Steps to levels 1 to n of the subsets of n columns."""
+    out = []
+    for level in levels((1,) * n, n):
+        order = level.column.flatten().argsort(stable=True)
+        before = level.before.flatten()[order].reshape(n, -1)
+        out.append(Moves(before, (order % level.states).to(torch.int32).reshape(n, -1)))
+    return tuple(out)
