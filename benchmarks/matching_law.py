@@ -90,7 +90,7 @@ def report(rows: Sequence[Row]) -> str:
 
     def grid(title: str, cell: str) -> str:
         lines = [[str(n), *(cell.format(**asdict(found[n, scale])) for scale in scales)] for n in sizes]
-        return f"{title}\n\n" + table(["n", *headers], lines)
+        return f"{title}:\n\n" + table(["n", *headers], lines)
 
     parts = [
         grid("sd of log_prob from call to call, nats: median over draws (largest)", "{sd:.2g} ({sd_largest:.2g})"),

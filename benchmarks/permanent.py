@@ -97,7 +97,7 @@ class Row:
     timings: int = 0
     first_mb: float | str = ""
     later_mb: float | str = ""
-    ratio: float | str = ""  # to log_permanent
+    ratio: float = 1.0  # to log_permanent
     error: float | str = ""  # of the permanent, relative to ours, the largest of SEEDS matrices
     error_wide: float | str = ""  # the same for logits over WIDTH nats
     error_scaled: float | str = ""  # the same for those, scaled to be doubly stochastic first
@@ -189,34 +189,44 @@ def cells(sizes: Sequence[int], batches: Sequence[int]) -> list[Row]:
 def report(rows: Sequence[Row], sizes: Sequence[int], batches: Sequence[int]) -> str:
     """The tables."""
     found = {(row.n, row.batch, row.method): row for row in rows}
-    places = [(n, batch) for n in sizes for batch in batches]
     parts = []
-    for what in ("{median_ms:.3g}", "{first_mb:.3g}, {later_mb:.3g}"):
+    for title, figures in {
+        "ms of a call": "{median_ms:.3g}",
+        "MB of a first call and of a later one": "{first_mb:.3g}, {later_mb:.3g}",
+    }.items():
         lines = []
-        for n, batch in places:
-            lines.append([str(n), str(batch), *(what.format(**asdict(found[n, batch, method])) for method in OURS)])
-        title = "ms of a call" if "ms" in what else "MB of a first call and of a later one"
+        for n, batch in itertools.product(sizes, batches):
+            lines.append([str(n), str(batch), *(figures.format(**asdict(found[n, batch, method])) for method in OURS)])
         parts.append(f"{title}:\n\n" + table(["n", "batch", *OURS], lines))
+    parts.append(rivals_table(rows))
+    large = [n for n in sizes if n >= RYSER_FROM]
+    if len(large) > 1:
+        parts.append(growth_table(rows, large, batches))
+    return "\n\n".join(parts)
+
+
+def rivals_table(rows: Sequence[Row]) -> str:
+    """Times of the rivals beside ours, and their errors."""
+    ours = {(row.n, row.batch): row.median_ms for row in rows if row.method == "log_permanent"}
     lines = []
     for row in rows:
         if row.method in RIVALS:
-            ours = found[row.n, row.batch, "log_permanent"].median_ms
             errors = [f"{x:.0e}" if isinstance(x, float) else "" for x in (row.error, row.error_wide, row.error_scaled)]
-            figures = [f"{row.median_ms:.3g}", f"{ours:.3g}", f"{row.ratio:.3g}"]
+            figures = [f"{x:.3g}" for x in (row.median_ms, ours[row.n, row.batch], row.ratio)]
             lines.append([row.method, str(row.n), str(row.batch), *figures, *errors])
     head = ["rival", "n", "batch", "rival, ms", "log_permanent, ms", "ratio"]
-    parts.append(table([*head, "error, N(0, 1)", f"error, {WIDTH:g} nats", f"error, {WIDTH:g} nats, scaled first"], lines))
-    large = [n for n in sizes if n >= RYSER_FROM]
-    if len(large) > 1:
-        pairs = [*itertools.pairwise(large), large]
-        lines = []
-        for method in METHODS:
-            for batch in batches:
-                times = {n: found[n, batch, method].median_ms for n in large if (n, batch, method) in found}
-                if times:
-                    lines.append([method, str(batch), *(f"{growth(times, pair):.2f}" for pair in pairs)])
-        parts.append(table(["power of n 2^n", "batch", *("n = " + ", ".join(map(str, pair)) for pair in pairs)], lines))
-    return "\n\n".join(parts)
+    return table([*head, "error, N(0, 1)", f"error, {WIDTH:g} nats", f"error, {WIDTH:g} nats, scaled first"], lines)
+
+
+def growth_table(rows: Sequence[Row], sizes: Sequence[int], batches: Sequence[int]) -> str:
+    """Powers of n 2^n that times grow as, from size to size and over all."""
+    ranges = [*itertools.pairwise(sizes), *([tuple(sizes)] if len(sizes) > 2 else [])]
+    lines = []
+    for method, batch in itertools.product(METHODS, batches):
+        times = {row.n: row.median_ms for row in rows if (row.method, row.batch) == (method, batch)}
+        if times.keys() >= set(sizes):
+            lines.append([method, str(batch), *(f"{growth(times, part):.2f}" for part in ranges)])
+    return table(["power of n 2^n", "batch", *("n = " + ", ".join(map(str, part)) for part in ranges)], lines)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
