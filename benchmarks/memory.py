@@ -13,6 +13,7 @@ import resource
 import subprocess
 import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import peers
@@ -36,14 +37,14 @@ def measure(name: str, n: int, batch: int, dtype: torch.dtype, device: str) -> d
         base = torch.cuda.memory_allocated()
         call()
         return {"process": None, "torch": (torch.cuda.max_memory_allocated() - base) / numbers}
-    base = _peak_of_process(reset=True)
+    base = peak_of_process(reset=True)
     result = call()
-    process = (_peak_of_process() - base) / numbers
+    process = (peak_of_process() - base) / numbers
     del result
     return {"process": process, "torch": None if name == peers.OTT else _torch_peak(call) / numbers}
 
 
-def _peak_of_process(*, reset: bool = False) -> int:
+def peak_of_process(*, reset: bool = False) -> int:
     """Bytes; on Linux since the last reset, because ``ru_maxrss`` starts there with what the parent process held."""
     if sys.platform != "linux":
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
@@ -66,7 +67,13 @@ def _torch_peak(call: peers.Call) -> int:
 
 
 def in_own_process(name: str, n: int, batch: int, dtype: str, device: str, timeout: float = 600) -> dict[str, float | None]:
-    """Run this file for one method.
+    """Run this file for one method; raises as :func:`run_apart`."""
+    arguments = [name, n, dtype, "--batch", batch, "--device", device, "--threads", torch.get_num_threads()]
+    return run_apart(__file__, arguments, timeout)
+
+
+def run_apart(script: str, arguments: Sequence[object], timeout: float = 600) -> dict[str, float | None]:
+    """What a script prints as json on its last line, run in a process of its own.
 
     Raises:
         RuntimeError: it failed or took too long.
@@ -75,8 +82,7 @@ def in_own_process(name: str, n: int, batch: int, dtype: str, device: str, timeo
     path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
     # Blocks of this size and above go back to the system when they are freed, so that they count again.
     env = {**os.environ, "PYTHONPATH": path, "MALLOC_MMAP_THRESHOLD_": "65536"}
-    command = [sys.executable, __file__, name, str(n), dtype, "--batch", str(batch), "--device", device]
-    command += ["--threads", str(torch.get_num_threads())]
+    command = [sys.executable, script, *map(str, arguments)]
     try:
         run = subprocess.run(command, env=env, capture_output=True, text=True, timeout=timeout, check=True)
     except subprocess.CalledProcessError as error:
