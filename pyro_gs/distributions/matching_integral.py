@@ -177,8 +177,8 @@ def _importance(log_q: Tensor, x: Tensor, num_particles: int) -> Tensor:
     share = 1 / weight.detach().softmax(0).square().sum(0)
     if bool((share < _FEW).any()):
         warn_user(
-            f"the estimate of a probability of GumbelMatching (component of {x.shape[-1]} rows) rests on "
-            f"{float(share.min()):.1f} effective draws of {num_particles}; raise num_particles, or take log_prob_bounds",
+            f"an estimate of a probability of GumbelMatching (component of {x.shape[-1]} rows) rests on fewer than {_FEW:g} "
+            f"effective draws of {num_particles}; raise num_particles, or take log_prob_bounds",
             EstimateWarning,
         )
     return torch.logsumexp(weight, 0) - math.log(num_particles)
