@@ -37,6 +37,8 @@ bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/matching.py
 	$(BIN)/python benchmarks/log_prob.py
 	$(BIN)/python benchmarks/promise.py
+	$(BIN)/python benchmarks/permanent.py
+	$(BIN)/python benchmarks/matching_law.py
 
 clean:
 	rm -rf $(VENV) results .pytest_cache .mypy_cache .ruff_cache
