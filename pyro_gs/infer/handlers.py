@@ -107,7 +107,7 @@ class RelaxMessenger(Messenger):
 
     def _pyro_sample(self, msg: Any) -> None:
         law = unwrap(msg["fn"])
-        if not isinstance(getattr(law, "support", None), constraints.Permutation):
+        if not isinstance(getattr(law, "support", None), (constraints.Permutation, constraints.PartialMatching)):
             return
         name = msg["name"]
         data: list[Any] = [m.data for m in _PYRO_STACK if isinstance(m, ConditionMessenger)]
@@ -119,7 +119,8 @@ class RelaxMessenger(Messenger):
             known = ", ".join(sorted(kind.__name__ for kind in _RELAXATIONS))
             raise NotImplementedError(
                 f"relax knows no relaxation of {type(law).__name__} at site '{name}', only of {known}; register one with "
-                f"@pyro_gs.register_relaxation({type(law).__name__}), or write a GumbelSinkhorn into the model"
+                f"@pyro_gs.register_relaxation({type(law).__name__}), or write a GumbelSinkhorn into the model (for a "
+                "partial matching GumbelSinkhorn(temperature, pyro_gs.pad_logits(...)), whose value pyro_gs.unpad reads)"
             )
         temperature = _read(self.temperature)
         check_temperature(temperature)

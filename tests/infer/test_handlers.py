@@ -150,3 +150,12 @@ def test_what_becomes_of_each_law(make, kind):
     assert (site["fn"].temperature == 0.3).all()
     given = "scores" if kind is pgs.RelaxedPlackettLuce else "logits"
     assert torch.equal(getattr(site["fn"], given), getattr(law, given))
+
+
+def test_a_partial_matching_does_not_stay_hard_in_silence():
+    def model(obs=None):
+        return pyro.sample("P", pgs.GibbsMatching(torch.zeros(2, 2), unmatched=0.0), obs=obs)
+
+    with pytest.raises(NotImplementedError, match=r"no relaxation of GibbsMatching at site 'P'.*pad_logits"):
+        pgs.relax(model)()
+    assert torch.equal(pgs.relax(model)(torch.eye(2)), torch.eye(2))  # observed, it stays
