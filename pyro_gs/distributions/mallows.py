@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import numbers
 from typing import Any
 
 import torch
@@ -14,7 +12,7 @@ from pyro_gs.distributions import constraints
 from pyro_gs.distributions.permutation_law import PermutationLaw
 from pyro_gs.ops import mallows as forms
 from pyro_gs.ops.batching import unexpanded
-from pyro_gs.ops.logits import check_floating, first_position
+from pyro_gs.ops.logits import cast_temperature, check_floating
 from pyro_gs.ops.matching import to_matrix
 from pyro_gs.ops.ranking import broadcast_parameter, inversions, permutation_index
 from pyro_gs.ops.support import Support
@@ -65,9 +63,7 @@ class Mallows(PermutationLaw):
 
     def __init__(self, center: Tensor, theta: float | Tensor, validate_args: bool | None = None) -> None:
         _check_center(center)
-        _check_theta(theta)
-        theta = torch.as_tensor(theta, dtype=center.dtype, device=center.device)
-        _check_theta(theta)  # float32 may have overflowed
+        theta = cast_temperature(theta, center, "theta", zero=True)
         batch_shape = broadcast_parameter(theta, "theta", center.shape[:-2], "center")
         self.center = center.expand(batch_shape + center.shape[-2:])
         self.theta = theta.expand(batch_shape)
@@ -150,18 +146,3 @@ def _check_center(center: Tensor) -> None:
     except ValueError as error:
         raise ValueError(f"{error}{hint}") from None
     check_floating(center, "center", half=False)
-
-
-def _check_theta(theta: float | Tensor) -> None:
-    """Raise unless ``theta`` is a finite number of at least zero or a floating tensor of such."""
-    if isinstance(theta, Tensor):
-        check_floating(theta, "theta")
-        bad = ~((theta >= 0) & (theta < torch.inf))
-        if bool(bad.any()):
-            where = first_position(bad) if bad.dim() else ()
-            at = f" at {where}" if where else ""
-            raise ValueError(f"theta must be at least 0 and finite, but is {float(theta[where].detach())}{at}")
-    elif isinstance(theta, bool) or not isinstance(theta, numbers.Real):
-        raise TypeError(f"theta must be a number or a tensor, but is {type(theta).__name__}")
-    elif not 0 <= float(theta) < math.inf:
-        raise ValueError(f"theta must be at least 0 and finite, but is {theta}")

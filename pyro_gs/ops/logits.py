@@ -114,32 +114,33 @@ def check_magnitude(x: Tensor, name: str) -> None:
             )
 
 
-def check_temperature(temperature: float | Tensor, name: str = "temperature") -> None:
-    """Raise unless a temperature is a positive finite number or a floating tensor of such."""
+def check_temperature(temperature: float | Tensor, name: str = "temperature", *, zero: bool = False) -> None:
+    """Raise unless a temperature is a positive (with ``zero``: non-negative) finite number or a floating tensor of such."""
+    wanted = "at least 0 and finite" if zero else "positive and finite"
     if isinstance(temperature, Tensor):
         check_floating(temperature, name)
-        bad = ~((temperature > 0) & (temperature < torch.inf))
+        bad = ~(((temperature >= 0) if zero else (temperature > 0)) & (temperature < torch.inf))
         if bool(bad.any()):
             where = first_position(bad) if bad.dim() else ()
             at = f" at {where}" if where else ""
-            raise ValueError(f"{name} must be positive and finite, but is {float(temperature[where].detach())}{at}")
+            raise ValueError(f"{name} must be {wanted}, but is {float(temperature[where].detach())}{at}")
     elif isinstance(temperature, bool) or not isinstance(temperature, numbers.Real):
         raise TypeError(f"{name} must be a number or a tensor, but is {type(temperature).__name__}")
-    elif not 0 < float(temperature) < math.inf:
-        raise ValueError(f"{name} must be positive and finite, but is {temperature}")
+    elif not 0 <= float(temperature) < math.inf or (temperature == 0 and not zero):
+        raise ValueError(f"{name} must be {wanted}, but is {temperature}")
 
 
-def cast_temperature(temperature: float | Tensor, like: Tensor, name: str = "temperature") -> Tensor:
+def cast_temperature(temperature: float | Tensor, like: Tensor, name: str = "temperature", *, zero: bool = False) -> Tensor:
     """A temperature with the dtype and device of ``like``, checked before and after.
 
     Raises:
         TypeError: as :func:`check_temperature`.
         ValueError: likewise, also where the dtype rounds it to zero or to infinity.
     """
-    check_temperature(temperature, name)
+    check_temperature(temperature, name, zero=zero)
     tau = torch.as_tensor(temperature, dtype=like.dtype, device=like.device)
     try:
-        check_temperature(tau, name)
+        check_temperature(tau, name, zero=zero)
     except ValueError as error:
         raise ValueError(f"{error} in {like.dtype}") from None
     return tau
