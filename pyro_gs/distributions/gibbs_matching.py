@@ -7,11 +7,11 @@ import math
 from typing import Any
 
 import torch
-from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints as torch_constraints
 
 from pyro_gs.distributions import constraints
+from pyro_gs.distributions.matrix_law import MatrixLaw
 from pyro_gs.distributions.permutation_law import ENUMERATION_LIMIT, check_value_shape
 from pyro_gs.ops.assignment_sums import check_states, log_assignment_sum, sample_assignments
 from pyro_gs.ops.batching import unexpanded
@@ -20,7 +20,7 @@ from pyro_gs.ops.matching import matching
 from pyro_gs.ops.padding import Assignment, Capacities
 
 
-class GibbsMatching(TorchDistribution):
+class GibbsMatching(MatrixLaw):
     r"""Random assignment with ``p(P)`` proportional to ``exp(<X, P> + sum of the scores of unmatched rows)``.
 
     Values are matrices of zeros and ones, shape (n, m): ``P[i, j] = 1`` says that row i takes column j. A row takes one
@@ -76,13 +76,7 @@ class GibbsMatching(TorchDistribution):
         usable = problem.usable()
         self.logits = problem.logits if bool(usable.all()) else torch.where(usable, problem.logits, -torch.inf)
         self.unmatched = problem.unmatched
-        self._set(self.logits.shape[:-2], validate_args)
-
-    def _set(self, batch_shape: torch.Size, validate_args: bool | None) -> None:
-        super().__init__(batch_shape, self.logits.shape[-2:], validate_args=False)
-        if validate_args is None:
-            validate_args = torch.distributions.Distribution._validate_args
-        self._validate_args = validate_args
+        super().__init__(self.logits.shape[:-2], self.logits.shape[-2:], validate_args)
 
     def __repr__(self) -> str:
         shape = f"batch_shape={tuple(self.batch_shape)}, event_shape={tuple(self.event_shape)}"
@@ -108,7 +102,7 @@ class GibbsMatching(TorchDistribution):
         new.capacities = self.capacities
         new.logits = self.logits.expand(batch_shape + self.event_shape)
         new.unmatched = None if self.unmatched is None else self.unmatched.expand(batch_shape + self.event_shape[:1])
-        new._set(batch_shape, self._validate_args)
+        super(GibbsMatching, new).__init__(batch_shape, self.event_shape, self._validate_args)
         return new
 
     def _log_sum(self, logits: Tensor, unmatched: Tensor | None) -> Tensor:

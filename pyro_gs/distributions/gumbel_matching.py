@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_gs.distributions.gumbel import gumbel_noise
 from pyro_gs.distributions.matching_integral import (
     ESTIMATE_ROWS,
     EXACT_ROWS,
@@ -15,6 +14,7 @@ from pyro_gs.distributions.matching_integral import (
     log_pair_probability,
 )
 from pyro_gs.distributions.permutation_law import LogitsLaw
+from pyro_gs.ops.gumbel import gumbel_noise
 from pyro_gs.ops.logits import check_count
 from pyro_gs.ops.matching import matching
 from pyro_gs.ops.sinkhorn import log_sinkhorn
@@ -122,8 +122,7 @@ class GumbelMatching(LogitsLaw):
             row = torch.arange(self.n, device=x.device)
             left = (row != best // self.n) & (row != best % self.n)
             open_pairs = open_pairs & left[..., :, None] & left[..., None, :]
-        bounds = (torch.where(impossible, -torch.inf, bound).to(self.logits.dtype) for bound in (lower, upper))
-        low, high = bounds
+        low, high = (torch.where(impossible, -torch.inf, bound).to(self.logits.dtype) for bound in (lower, upper))
         return low, high
 
     def _check_size(self) -> None:

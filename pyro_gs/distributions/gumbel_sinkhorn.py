@@ -6,15 +6,15 @@ import functools
 from typing import Any
 
 import torch
-from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints as torch_constraints
 
 from pyro_gs.distributions import constraints
 from pyro_gs.distributions.gauge import log_integral
-from pyro_gs.distributions.gumbel import gumbel_noise
+from pyro_gs.distributions.matrix_law import MatrixLaw
 from pyro_gs.distributions.permutation_law import check_value_shape
 from pyro_gs.distributions.relaxed import RelaxedPermutation, log_of, plain
+from pyro_gs.ops.gumbel import gumbel_noise
 from pyro_gs.ops.implicit import scale
 from pyro_gs.ops.laplacian import component_logdet
 from pyro_gs.ops.logits import (
@@ -33,7 +33,7 @@ from pyro_gs.ops.support import Support, component_sums, find_support
 _MAX_ITER = 500
 
 
-class GumbelSinkhorn(TorchDistribution):
+class GumbelSinkhorn(MatrixLaw):
     r"""Relaxed random permutation ``P = S((X + eps) / tau)`` with ``eps`` iid Gumbel(0, 1).
 
     ``S`` is the Sinkhorn operator, run to convergence; as ``tau`` falls to zero the law tends to that of the matching
@@ -119,11 +119,7 @@ class GumbelSinkhorn(TorchDistribution):
         allowed = self._support.allowed
         self.logits = logits if allowed is None else torch.where(allowed, logits, -torch.inf)
         self.num_particles = num_particles
-        # The arguments are checked above, with better messages.
-        super().__init__(batch_shape, event_shape, validate_args=False)
-        if validate_args is None:
-            validate_args = torch.distributions.Distribution._validate_args
-        self._validate_args = validate_args
+        super().__init__(batch_shape, event_shape, validate_args)
 
     def __repr__(self) -> str:
         shape = f"batch_shape={tuple(self.batch_shape)}, event_shape={tuple(self.event_shape)}"
@@ -149,8 +145,7 @@ class GumbelSinkhorn(TorchDistribution):
         new.logits = self.logits.expand(batch_shape + self.event_shape)
         new.num_particles = self.num_particles
         new._support = self._support.expand(batch_shape)
-        super(GumbelSinkhorn, new).__init__(batch_shape, self.event_shape, validate_args=False)
-        new._validate_args = self._validate_args
+        super(GumbelSinkhorn, new).__init__(batch_shape, self.event_shape, self._validate_args)
         return new
 
     @property

@@ -7,11 +7,11 @@ import math
 from typing import Any, ClassVar, TypeVar
 
 import torch
-from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints as torch_constraints
 
 from pyro_gs.distributions import constraints
+from pyro_gs.distributions.matrix_law import MatrixLaw
 from pyro_gs.distributions.relaxed import RelaxedPermutation
 from pyro_gs.ops.logits import check_logits, check_magnitude, describe, first_position
 from pyro_gs.ops.matching import to_matrix
@@ -22,7 +22,7 @@ ENUMERATION_LIMIT = math.factorial(8)
 _Law = TypeVar("_Law", bound="PermutationLaw")
 
 
-class PermutationLaw(TorchDistribution):
+class PermutationLaw(MatrixLaw):
     """Base of the laws over permutation matrices: support, expansion, checks of values and enumeration.
 
     A law sets ``_support`` and its parameters before it calls ``super().__init__``, names in ``_expanded`` the attributes
@@ -37,14 +37,7 @@ class PermutationLaw(TorchDistribution):
     _kept: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, batch_shape: torch.Size, n: int, validate_args: bool | None) -> None:
-        # Arguments are checked by the laws, with better messages; what remains to be validated are values.
-        super().__init__(batch_shape, torch.Size((n, n)), validate_args=False)
-        if validate_args is None:
-            validate_args = torch.distributions.Distribution._validate_args
-        self._validate_args = validate_args
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}(batch_shape={tuple(self.batch_shape)}, event_shape={tuple(self.event_shape)})"
+        super().__init__(batch_shape, torch.Size((n, n)), validate_args)
 
     @property
     def n(self) -> int:

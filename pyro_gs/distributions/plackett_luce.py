@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints as torch_constraints
 
-from pyro_gs.distributions.gumbel import gumbel_noise
 from pyro_gs.distributions.permutation_law import PermutationLaw
 from pyro_gs.ops.batching import unexpanded
+from pyro_gs.ops.gumbel import gumbel_noise
 from pyro_gs.ops.matching import to_matrix
 from pyro_gs.ops.plackett_luce import SUBSET_LIMIT, position_probabilities, ranking_entropy, ranking_log_prob
 from pyro_gs.ops.ranking import centered, check_scores

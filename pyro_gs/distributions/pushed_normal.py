@@ -5,16 +5,17 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import torch
-from pyro.distributions import Normal, TorchDistribution
+from pyro.distributions import Normal
 from torch import Tensor
 from torch.distributions import Transform
 from torch.distributions import constraints as torch_constraints
 
+from pyro_gs.distributions.matrix_law import MatrixLaw
 from pyro_gs.distributions.permutation_law import check_value_shape
 from pyro_gs.ops.logits import broadcast_batch, cast_temperature, check_floating, check_square, describe, first_position
 
 
-class PushedNormal(TorchDistribution):
+class PushedNormal(MatrixLaw):
     """Law of ``t(loc + scale * N(0, 1))`` for a transform ``t`` of square matrices with a temperature.
 
     Args:
@@ -66,18 +67,13 @@ class PushedNormal(TorchDistribution):
         if shape[-2:] != loc.shape[-2:]:
             raise ValueError(f"scale of shape {tuple(scale.shape)} does not broadcast with loc of shape {tuple(loc.shape)}")
         self._set(broadcast_batch(tau, loc.expand(shape), "loc"), tau, loc, scale)
-        # The arguments are checked above, with better messages.
-        super().__init__(self._batch_shape, self._event_shape, validate_args=False)
-        self._validate_args = torch.distributions.Distribution._validate_args if validate_args is None else validate_args
+        super().__init__(self._batch_shape, self._event_shape, validate_args)
 
     def _set(self, batch_shape: torch.Size, temperature: Tensor, loc: Tensor, scale: Tensor) -> None:
         m = loc.shape[-1]
         self._batch_shape, self._event_shape = batch_shape, torch.Size((m + self._added, m + self._added))
         self.temperature = temperature.expand(batch_shape)
         self.loc, self.scale = (part.expand(*batch_shape, m, m) for part in (loc, scale))
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}(batch_shape={tuple(self.batch_shape)}, event_shape={tuple(self.event_shape)})"
 
     @classmethod
     def infer_shapes(cls, **arg_shapes: Any) -> tuple[torch.Size, torch.Size]:
@@ -90,8 +86,7 @@ class PushedNormal(TorchDistribution):
         """The same law with a larger batch shape; class and parameters are kept."""
         new: PushedNormal = self._get_checked_instance(type(self), _instance)
         new._set(torch.Size(batch_shape), self.temperature, self.loc, self.scale)
-        super(PushedNormal, new).__init__(new._batch_shape, new._event_shape, validate_args=False)
-        new._validate_args = self._validate_args
+        super(PushedNormal, new).__init__(new._batch_shape, new._event_shape, self._validate_args)
         return new
 
     @property

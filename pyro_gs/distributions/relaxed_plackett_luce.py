@@ -6,22 +6,22 @@ import math
 from typing import Any
 
 import torch
-from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints as torch_constraints
 
 from pyro_gs.distributions import constraints
-from pyro_gs.distributions.gumbel import gumbel_noise
+from pyro_gs.distributions.matrix_law import MatrixLaw
 from pyro_gs.distributions.permutation_law import check_value_shape
 from pyro_gs.distributions.plackett_luce import PlackettLuce
 from pyro_gs.distributions.relaxed import RelaxedPermutation, log_of
+from pyro_gs.ops.gumbel import gumbel_noise
 from pyro_gs.ops.logits import cast_temperature, check_floating, describe, first_position
 from pyro_gs.ops.ranking import broadcast_parameter, centered, check_scores, log_neural_sort, neural_sort_scores
 
 EULER = 0.5772156649015329
 
 
-class RelaxedPlackettLuce(TorchDistribution):
+class RelaxedPlackettLuce(MatrixLaw):
     r"""Relaxed random ranking: NeuralSort of ``scores`` plus Gumbel noise, reparametrized.
 
     With ``s = scores + G``, ``G`` iid Gumbel(0, 1), row ``i`` of a sample (counted from 1) is
@@ -86,14 +86,7 @@ class RelaxedPlackettLuce(TorchDistribution):
         batch_shape, n = broadcast_parameter(tau, "temperature", scores.shape[:-1], "scores"), scores.shape[-1]
         self.temperature = tau.expand(batch_shape)
         self.scores = scores.expand((*batch_shape, n))
-        # The arguments are checked above, with better messages.
-        super().__init__(batch_shape, torch.Size((n, n)), validate_args=False)
-        if validate_args is None:
-            validate_args = torch.distributions.Distribution._validate_args
-        self._validate_args = validate_args
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}(batch_shape={tuple(self.batch_shape)}, event_shape={tuple(self.event_shape)})"
+        super().__init__(batch_shape, torch.Size((n, n)), validate_args)
 
     @torch_constraints.dependent_property(is_discrete=False, event_dim=2)
     def support(self) -> constraints.UnimodalRowStochastic:
@@ -112,8 +105,7 @@ class RelaxedPlackettLuce(TorchDistribution):
         batch_shape = torch.Size(batch_shape)
         new.temperature = self.temperature.expand(batch_shape)
         new.scores = self.scores.expand(batch_shape + self.scores.shape[-1:])
-        super(RelaxedPlackettLuce, new).__init__(batch_shape, self.event_shape, validate_args=False)
-        new._validate_args = self._validate_args
+        super(RelaxedPlackettLuce, new).__init__(batch_shape, self.event_shape, self._validate_args)
         return new
 
     @property

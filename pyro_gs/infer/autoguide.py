@@ -19,9 +19,9 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 
-from pyro_gs.distributions.gumbel import gumbel_noise
 from pyro_gs.infer.handlers import Temperature, is_permutation_law, name_sites, unwrap
 from pyro_gs.infer.objective import GuideGumbelSinkhorn, Objective, check_objective
+from pyro_gs.ops.gumbel import gumbel_noise
 from pyro_gs.ops.logits import check_logits, check_temperature
 from pyro_gs.ops.matching import matching
 

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_gs.ops.gumbel import gumbel_noise
 from pyro_gs.ops.matching import solve_assignment
 from pyro_gs.ops.permanent import EXACT_LIMIT, balance, distinct, in_chunks, subset_tables
 from pyro_gs.ops.subsets import choose, levels
@@ -120,8 +121,7 @@ def draw_exactly(a: Tensor, count: int) -> Tensor:
 def draw_by_blocks(z: Tensor, count: int) -> Tensor:
     """Block Gibbs draws for one matrix (n, n) without a forbidden entry: long (count, n)."""
     n = len(z)
-    u = torch.rand(count, n, n, dtype=z.dtype, device=z.device).clamp_(min=1e-300)
-    column_of = solve_assignment(z - (-u.log()).log())
+    column_of = solve_assignment(z + gumbel_noise(torch.Size((count, n, n)), z))
     whole = n - n % _BLOCK
     for _ in range(_SWEEPS):
         order = torch.rand(count, n, device=z.device).argsort(-1)

@@ -121,11 +121,9 @@ def log_permanent_bounds(logits: Tensor) -> tuple[Tensor, Tensor]:
     check_magnitude(logits, "logits")
     support = find_support(logits.detach() > -torch.inf, warn=False)
 
-    def value(method: Method) -> Tensor:
-        return log_normalizer(logits, support, method)
-
-    low = torch.maximum(value("bethe"), value("sinkhorn_lower"))
-    high = torch.minimum(value("bethe_upper"), value("sinkhorn_upper"))
+    bethe, sinkhorn = (log_normalizer(logits, support, method) for method in ("bethe", "sinkhorn_upper"))
+    low = torch.maximum(bethe, sinkhorn - _sinkhorn_gap(support).to(sinkhorn))
+    high = torch.minimum(bethe + _bethe_gap(support).to(bethe), sinkhorn)
     return low.to(logits.dtype), high.to(logits.dtype)
 
 
@@ -151,18 +149,21 @@ def check_exact(support: Support, what: str) -> None:
 
 def log_normalizer(logits: Tensor, support: Support, method: Method = "exact") -> Tensor:
     """:func:`log_permanent` of logits that are checked, of their support; float64."""
+    if method == "bethe_upper":
+        bethe = log_normalizer(logits, support, "bethe")
+        return bethe + _bethe_gap(support).to(bethe)
+    if method == "sinkhorn_lower":
+        sinkhorn = log_normalizer(logits, support, "sinkhorn_upper")
+        return sinkhorn - _sinkhorn_gap(support).to(sinkhorn)
     if method == "exact":
         check_exact(support, "log_permanent")
     x, support, batch = distinct(logits, support)
     balanced = scale(x.detach(), support, tol=_TOL, max_iter=500, relative=False)
     shift = -balanced.u.sum(-1) - balanced.v.sum(-1)
-    if method.startswith("sinkhorn_") and method != "sinkhorn_bethe":
+    if method == "sinkhorn_upper":
         # By the envelope theorem the potentials may be held fixed, with sum P dX as the differential of the shift.
         p = balanced.log_p.exp()
         value = shift + (p * torch.where(p > 0, x - x.detach(), 0.0)).sum((-2, -1))
-        if method == "sinkhorn_lower":
-            sizes = component_sizes(support).to(x)
-            value = value + (torch.lgamma(sizes + 1) - torch.special.xlogy(sizes, sizes)).sum(-1)
         return value.expand(batch)
     z = x + balanced.u[..., None] + balanced.v[..., None, :]
     if method == "exact":
@@ -176,10 +177,20 @@ def log_normalizer(logits: Tensor, support: Support, method: Method = "exact") -
         value = _bethe_energy(z, log_b, log_others(log_b, -1))
     else:
         value = _bethe_energy(z, *_beliefs(z.detach(), support))
-        if method == "bethe_upper":
-            sizes = component_sizes(support).to(x)
-            value = value + 0.5 * math.log(2) * torch.where(sizes > 1, sizes, 0.0).sum(-1)
     return (value + shift).expand(batch)
+
+
+def _sinkhorn_gap(support: Support) -> Tensor:
+    """Nats between the two Sinkhorn bounds: ``log n^n / n!`` of every component, float64 (...)."""
+    sizes = component_sizes(support).double()
+    gap: Tensor = torch.special.xlogy(sizes, sizes) - torch.lgamma(sizes + 1)
+    return gap.sum(-1)
+
+
+def _bethe_gap(support: Support) -> Tensor:
+    """Nats between the two Bethe bounds: ``n / 2 log 2`` of every component but single entries, float64 (...)."""
+    sizes = component_sizes(support).double()
+    return 0.5 * math.log(2) * torch.where(sizes > 1, sizes, 0.0).sum(-1)
 
 
 def distinct(logits: Tensor, support: Support) -> tuple[Tensor, Support, torch.Size]:
