@@ -1,0 +1,464 @@
+"""The log joint density of a model as a function of its permutations, for many candidates in one run of the model."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pyro
+import pyro.poutine as poutine
+import torch
+from pyro.poutine.subsample_messenger import _Subsample
+from torch import Tensor
+
+from pyro_gs.distributions import constraints
+from pyro_gs.distributions.uniform_permutation import UniformPermutation
+from pyro_gs.infer.handlers import is_permutation_law, name_sites, unwrap
+from pyro_gs.ops.matching import to_index
+from pyro_gs.ops.support import find_support
+
+_CANDIDATES = "_pyro_gs_candidates"
+
+
+class VectorizationWarning(UserWarning):
+    """A model does not broadcast over candidate permutations, so they are scored one after the other."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PermutationSite:
+    """A latent permutation.
+
+    Attributes:
+        name: of the site.
+        n: number of rows.
+        item_shape: shape of a value without its last two dimensions; its product is the number of items.
+        event_items: how many dimensions of ``item_shape`` belong to the event, as after ``to_event``.
+        allowed: pairs that are not forbidden, bool (items, n, n), or None where all are allowed.
+        plates: names of the vectorized plates around the site.
+        separable: whether every item lies in a plate of its own, so that items may be independent given the rest.
+        dtype: of values.
+        device: of values.
+    """
+
+    name: str
+    n: int
+    item_shape: torch.Size
+    event_items: int
+    allowed: Tensor | None
+    plates: frozenset[str]
+    separable: bool
+    dtype: torch.dtype
+    device: torch.device
+
+    @property
+    def num_items(self) -> int:
+        """Number of permutations that a value holds."""
+        return math.prod(self.item_shape)
+
+    def to_value(self, index: Tensor) -> Tensor:
+        """Matrices (..., *item_shape, n, n) of index vectors (..., items, n)."""
+        out = index.new_zeros((*index.shape, self.n), dtype=self.dtype).scatter_(-1, index[..., None], 1.0)
+        return out.reshape(index.shape[:-2] + self.item_shape + (self.n, self.n))
+
+    def to_items(self, value: Tensor) -> Tensor:
+        """Index vectors (..., items, n) of matrices (..., *item_shape, n, n).
+
+        Raises:
+            ValueError: another shape, no permutation matrices, or a forbidden pair.
+        """
+        tail = (*self.item_shape, self.n, self.n)
+        if not isinstance(value, Tensor) or value.shape[max(0, value.dim() - len(tail)) :] != tail:
+            found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(f"the value of site '{self.name}' must have shape (..., {str(tail)[1:-1]}), but has {found}")
+        try:
+            index = to_index(value)
+        except ValueError as error:
+            raise ValueError(f"site '{self.name}': {error}") from None
+        index = index.reshape(*value.shape[: value.dim() - len(tail)], self.num_items, self.n).to(self.device)
+        if self.allowed is not None:
+            hit = self.allowed.expand(*index.shape, self.n).gather(-1, index[..., None])[..., 0]
+            if not bool(hit.all()):
+                *_, item, row = (~hit).nonzero()[0].tolist()
+                raise ValueError(
+                    f"the value of site '{self.name}' matches row {row} of item {item} to a column that its prior forbids"
+                )
+        return index
+
+
+@dataclasses.dataclass(frozen=True)
+class Terms:
+    """Log densities of K candidates, apart for the prior of the latent sites and the likelihood of the observed ones.
+
+    Attributes:
+        inside: terms that belong to one item each, float64 (2, K, items): prior, likelihood.
+        outside: all others, float64 (2, K).
+    """
+
+    inside: Tensor
+    outside: Tensor
+
+    @property
+    def total(self) -> Tensor:
+        """Log prior and log likelihood, (2, K)."""
+        return self.inside.sum(-1) + self.outside
+
+    @staticmethod
+    def concatenate(parts: list[Terms]) -> Terms:
+        """Join along the candidates."""
+        return Terms(torch.cat([part.inside for part in parts], 1), torch.cat([part.outside for part in parts], 1))
+
+
+class LogJoint:
+    """Log joint density of a model at given values of all its latent sites.
+
+    Args:
+        model: a Pyro model.
+        args: its arguments.
+        kwargs: its keyword arguments.
+        vectorize: whether the model broadcasts over candidates in a dimension to the left of its plates, as for
+            ``Trace_ELBO(vectorize_particles=True)``; None tries it out.
+
+    Raises:
+        ValueError: no latent permutation site, a relaxed one, one of partial matchings, or a subsampled plate.
+
+    Warns:
+        VectorizationWarning: ``vectorize`` is None and the model does not broadcast.
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        *,
+        vectorize: bool | None = None,
+    ) -> None:
+        if not callable(model):
+            raise TypeError(f"model must be callable, but is {type(model).__name__}")
+        self._model, self._args, self._kwargs = model, args, dict(kwargs or {})
+        self._prototype()
+        self.vectorize = self._broadcasts() if vectorize is None else vectorize
+
+    def _prototype(self) -> None:
+        """Run the model once and read off its sites."""
+        with poutine.block(), torch.no_grad():
+            trace: Any = poutine.trace(self._model).get_trace(*self._args, **self._kwargs)
+        self.sites: dict[str, PermutationSite] = {}
+        self.others: dict[str, Any] = {}
+        self.start: dict[str, Tensor] = {}
+        depth = 0
+        for name, node in trace.nodes.items():
+            if node["type"] != "sample":
+                continue
+            fn = node["fn"]
+            if isinstance(fn, _Subsample):
+                if fn.subsample_size is not None and fn.subsample_size < fn.size:
+                    raise ValueError(
+                        f"plate '{name}' is subsampled ({fn.subsample_size} of {fn.size}), which leaves MCMC and "
+                        "enumeration without a posterior; drop subsample_size, or use SVI with AutoGumbelSinkhorn"
+                    )
+                continue
+            frames = [frame for frame in node["cond_indep_stack"] if frame.vectorized]
+            depth = max([depth, len(fn.batch_shape), *(-frame.dim for frame in frames)])
+            if node["is_observed"]:
+                continue
+            value = node["value"]
+            support = unwrap(fn).support
+            if isinstance(support, constraints.Permutation):
+                self.start[name] = value
+                self.sites[name] = _read_site(name, fn, value, frames)
+            else:
+                self.others[name] = node
+        self.nesting = depth
+        if not self.sites:
+            raise ValueError(self._no_site())
+
+    def _no_site(self) -> str:
+        found = f" among its latent sites {name_sites(list(self.others))}" if self.others else ""
+        text = (
+            f"the model has no latent permutation site{found}; sample one, for example "
+            "P = pyro.sample('P', pyro_gs.UniformPermutation(n))"
+        )
+        for name, node in self.others.items():
+            law = unwrap(node["fn"])
+            if is_permutation_law(node["fn"]):
+                text += (
+                    f". Site '{name}' is relaxed ({type(law).__name__}): give the plain model in place of "
+                    "pyro_gs.relax(model), or sample the relaxed one by NUTS(model)"
+                )
+            elif isinstance(law.support, constraints.PartialMatching):
+                text += (
+                    f". Site '{name}' is a partial matching of shape {tuple(law.event_shape)}: write it as a permutation "
+                    f"of padded logits, pyro.sample('{name}', pyro_gs.GibbsPermutation(pyro_gs.pad_logits(logits, unmatched=...)))"
+                )
+            elif type(law).__name__ == "OneOneMatching":
+                text += f". Site '{name}' holds index vectors: write pyro.sample('{name}', pyro_gs.GibbsPermutation(logits))"
+        return text
+
+    def _broadcasts(self) -> bool:
+        """Whether candidates in one run of the model score as each alone."""
+        taken = {size for site in self.sites.values() for size in (*site.item_shape, site.n)}
+        count = next(k for k in range(2, len(taken) + 3) if k not in taken)
+        draws = [self.draw() for _ in range(count)]
+        others = {name: node["value"] for name, node in self.others.items()}
+        reason = ""
+        try:
+            joined = self._run(
+                {name: torch.stack([draw[name] for draw in draws]) for name in self.sites}, others, None, count
+            )
+        except Exception as error:
+            reason = f" ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
+        else:
+            alone = torch.cat([self._run(draw, others, None, None).total for draw in draws], 1)
+            if joined.total.shape == alone.shape and torch.allclose(
+                joined.total, alone, rtol=1e-4, atol=1e-4, equal_nan=True
+            ):
+                return True
+        warnings.warn(
+            "the model does not broadcast over candidate permutations, so they are scored one after the other, which is "
+            "slower; write it for P of shape (..., n, n) with any dimensions to the left, as for "
+            f"Trace_ELBO(vectorize_particles=True), or give vectorize=False{reason}",
+            VectorizationWarning,
+            stacklevel=4,
+        )
+        return False
+
+    @property
+    def swap_delta(self) -> Callable[[Any], Tensor] | None:
+        """The model's attribute of this name with the model's arguments, if it has one."""
+        hook = getattr(self._model, "swap_delta", None)
+        return None if hook is None else lambda swaps: hook(swaps, *self._args, **self._kwargs)
+
+    def draw(self) -> dict[str, Tensor]:
+        """A draw of the permutations from the prior, dict of matrices."""
+        with poutine.block(), torch.no_grad():
+            trace: Any = poutine.trace(self._model).get_trace(*self._args, **self._kwargs)
+        return {name: trace.nodes[name]["value"] for name in self.sites}
+
+    def refuse_others(self, what: str, remedy: str) -> None:
+        """Raise where the model has latent sites beside its permutations.
+
+        Args:
+            what: who cannot take them.
+            remedy: what to write in its place.
+
+        Raises:
+            ValueError: names the sites.
+        """
+        if self.others:
+            raise ValueError(
+                f"{what} is for models whose latent sites are all permutations, but this one has "
+                f"{name_sites(list(self.others))} too; {remedy}"
+            )
+
+    def evaluate(
+        self,
+        values: Mapping[str, Tensor],
+        others: Mapping[str, Tensor],
+        count: int | None,
+        name: str | None = None,
+    ) -> Terms:
+        """Score candidates.
+
+        Args:
+            values: matrices of every permutation site: (count, *item_shape, n, n) for those that vary, (*item_shape, n, n)
+                for those that do not.
+            others: values of the other latent sites, in their constrained spaces.
+            count: number K of candidates, None for a single one without their dimension.
+            name: the site whose items are told apart in ``Terms.inside``; without it, or where its items do not have
+                plates, everything is in ``Terms.outside``.
+
+        Returns:
+            Log densities.
+
+        Raises:
+            ValueError: a NaN or +inf; names the model's site.
+        """
+        if count is None or self.vectorize:
+            return self._run(values, others, name, count)
+        parts = []
+        for k in range(count):
+            one = {key: v[k] if v.dim() > len(self.sites[key].item_shape) + 2 else v for key, v in values.items()}
+            parts.append(self._run(one, others, name, None))
+        return Terms.concatenate(parts)
+
+    def _run(self, values: Mapping[str, Tensor], others: Mapping[str, Tensor], name: str | None, count: int | None) -> Terms:
+        data = dict(others)
+        for key, value in values.items():
+            site = self.sites[key]
+            plain = len(site.item_shape) + 2
+            if value.dim() > plain:
+                fill = self.nesting - len(site.item_shape) + site.event_items
+                value = value.reshape(value.shape[:1] + (1,) * fill + value.shape[1:])
+            data[key] = value
+        model = poutine.trace(poutine.condition(self._model, data))
+        with poutine.block(), pyro.validation_enabled(False):
+            if count is None:
+                trace = model.get_trace(*self._args, **self._kwargs)
+            else:
+                with pyro.plate(_CANDIDATES, count, dim=-1 - self.nesting):
+                    trace = model.get_trace(*self._args, **self._kwargs)
+            trace.compute_log_prob()
+        named = self.sites.get(name or "")
+        site = named if named is not None and named.separable else None
+        items = site.item_shape if site else torch.Size()
+        k = 1 if count is None else count
+        like = next(iter(values.values()))
+        inside = torch.zeros(2, k, *items, dtype=torch.float64, device=like.device)
+        outside = torch.zeros(2, k, dtype=torch.float64, device=like.device)
+        for key, node in trace.nodes.items():
+            if node["type"] != "sample" or isinstance(node["fn"], _Subsample):
+                continue
+            log_p = node["log_prob"].to(torch.float64)
+            _check_finite(key, log_p)
+            part = 0 if key in data else 1
+            log_p = log_p.reshape((1,) * (self.nesting + 1 - log_p.dim()) + log_p.shape)
+            own = site is not None and site.plates <= {frame.name for frame in node["cond_indep_stack"]}
+            if own and log_p.shape[log_p.dim() - len(items) :] == items:
+                rest = tuple(range(1, log_p.dim() - len(items)))
+                inside[part] += log_p.sum(rest) if rest else log_p
+            else:
+                outside[part] += log_p.reshape(log_p.shape[0], -1).sum(1)
+        return Terms(inside.reshape(2, k, -1), outside)
+
+
+def _check_finite(name: str, log_p: Tensor) -> None:
+    if bool((log_p != log_p).any()) or bool((log_p == torch.inf).any()):
+        raise ValueError(
+            f"the log density of site '{name}' is NaN or +inf at a permutation of the support; it must be a number or -inf"
+        )
+
+
+def _read_site(name: str, fn: Any, value: Tensor, frames: list[Any]) -> PermutationSite:
+    law = unwrap(fn)
+    n = value.shape[-1]
+    items = value.shape[:-2]
+    allowed = law.support.allowed
+    if allowed is not None:
+        allowed = allowed.expand(value.shape).reshape(-1, n, n).contiguous()
+    dims = {frame.dim for frame in frames}
+    batch = fn.batch_shape
+    covered = all(size == 1 or d - len(batch) in dims for d, size in enumerate(batch))
+    return PermutationSite(
+        name=name,
+        n=n,
+        item_shape=items,
+        event_items=len(fn.event_shape) - 2,
+        allowed=allowed,
+        plates=frozenset(frame.name for frame in frames),
+        separable=covered and len(fn.event_shape) == 2 and len(items) > 0,
+        dtype=value.dtype if value.is_floating_point() else torch.get_default_dtype(),
+        device=value.device,
+    )
+
+
+class PotentialJoint:
+    """A potential function in the place of a model, with the methods of :class:`LogJoint` that the kernels use.
+
+    Args:
+        potential_fn: takes a dict of matrices (*item_shape, n, n) by site and returns minus the log density, up to a
+            constant; ``inf`` where it is zero.
+        start: a first value of every site.
+        allowed: pairs that are not forbidden, bool and broadcasting with the values, for all sites or a dict by site.
+        vectorize: whether it takes values (K, *item_shape, n, n) and returns (K,); None tries it out.
+
+    Raises:
+        ValueError: no site, values that are no permutation matrices or forbidden, or an ``allowed`` without a permutation.
+    """
+
+    def __init__(
+        self,
+        potential_fn: Callable[[dict[str, Tensor]], Tensor],
+        start: Mapping[str, Tensor],
+        allowed: Tensor | Mapping[str, Tensor] | None = None,
+        *,
+        vectorize: bool | None = None,
+    ) -> None:
+        self._potential_fn = potential_fn
+        self.swap_delta = None
+        self.sites = {name: _site_of_value(name, value, allowed) for name, value in start.items()}
+        self.start = {name: self.sites[name].to_value(self.sites[name].to_items(value)) for name, value in start.items()}
+        self.vectorize = self._broadcasts() if vectorize is None else vectorize
+
+    def draw(self) -> dict[str, Tensor]:
+        """A uniform draw of the permutations, dict of matrices."""
+        out = {}
+        for name, site in self.sites.items():
+            law = UniformPermutation(site.n, site.allowed)
+            shape = () if site.allowed is not None else (site.num_items,)
+            out[name] = law.sample(shape).to(site.device, site.dtype).reshape(*site.item_shape, site.n, site.n)
+        return out
+
+    def _broadcasts(self) -> bool:
+        draws = [self.draw() for _ in range(2)]
+        alone = torch.cat([self._call(draw) for draw in draws])
+        try:
+            joined = self._call({name: torch.stack([draw[name] for draw in draws]) for name in self.sites})
+        except Exception:
+            return False
+        return joined.shape == alone.shape and torch.allclose(joined, alone, rtol=1e-4, atol=1e-4)
+
+    def refuse_others(self, what: str, remedy: str) -> None:
+        """Nothing to refuse: a potential function has permutations only."""
+
+    def _call(self, values: Mapping[str, Tensor]) -> Tensor:
+        potential = torch.as_tensor(self._potential_fn(dict(values)), dtype=torch.float64).reshape(-1)
+        if bool((potential != potential).any()) or bool((potential == -torch.inf).any()):
+            bad = potential[(potential != potential) | (potential == -torch.inf)][0]
+            raise ValueError(
+                f"potential_fn returned {float(bad)}; it must return minus the log density, a number, or inf where the "
+                "density is zero"
+            )
+        return -potential
+
+    def evaluate(
+        self, values: Mapping[str, Tensor], others: Mapping[str, Tensor], count: int | None, name: str | None = None
+    ) -> Terms:
+        """As :meth:`LogJoint.evaluate`; everything counts as likelihood."""
+        k = 1 if count is None else count
+        if count is None or self.vectorize:
+            log_p = self._call(values)
+        else:
+            dims = {key: len(site.item_shape) + 2 for key, site in self.sites.items()}
+            log_p = torch.cat(
+                [self._call({key: v[i] if v.dim() > dims[key] else v for key, v in values.items()}) for i in range(k)]
+            )
+        if log_p.shape != (k,):
+            raise ValueError(
+                f"potential_fn must return a scalar for one set of values, but returned {log_p.numel()} numbers"
+            )
+        outside = torch.stack([torch.zeros_like(log_p), log_p])
+        return Terms(torch.zeros_like(outside)[..., None], outside)
+
+
+def _site_of_value(name: str, value: Tensor, allowed: Tensor | Mapping[str, Tensor] | None) -> PermutationSite:
+    if not isinstance(value, Tensor) or value.dim() < 2 or value.shape[-1] != value.shape[-2]:
+        found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(f"initial_params['{name}'] must be permutation matrices (..., n, n), but has shape {found}")
+    mask = allowed.get(name) if isinstance(allowed, Mapping) else allowed
+    n, items = value.shape[-1], value.shape[:-2]
+    if mask is not None:
+        if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+            kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+            raise TypeError(f"allowed must be a boolean tensor for site '{name}', but is {kind}")
+        try:
+            mask = mask.expand(value.shape).reshape(-1, n, n)
+        except RuntimeError:
+            raise ValueError(
+                f"allowed must broadcast with site '{name}' of shape {tuple(value.shape)}, but has {tuple(mask.shape)}"
+            ) from None
+        mask = find_support(mask, "allowed").allowed
+    return PermutationSite(
+        name=name,
+        n=n,
+        item_shape=items,
+        event_items=0,
+        allowed=mask,
+        plates=frozenset(),
+        separable=False,
+        dtype=value.dtype if value.is_floating_point() else torch.get_default_dtype(),
+        device=value.device,
+    )

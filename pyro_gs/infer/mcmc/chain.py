@@ -1,0 +1,186 @@
+"""The state of one or several chains over permutations, with what scoring candidates has found so far.
+
+A *unit* is what accepts or rejects a candidate on its own: every item of a site whose items are independent given the
+rest, else the site as a whole. Several replicas, as in parallel tempering, are units of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from pyro_gs.infer.log_joint import LogJoint, PermutationSite, PotentialJoint, Terms
+
+_CHUNK = 2**21
+"""Numbers of the candidates' matrices that are scored in one run of the model, at most."""
+
+
+class Chain:
+    """Permutations of one or several replicas and the values of all other latent sites.
+
+    Args:
+        joint: the log joint density.
+        index: permutations by site, long (replicas, items, n).
+        others: values of the other latent sites in their constrained spaces, the same for all replicas.
+        power: of the likelihood, float64 (replicas,); by default one.
+    """
+
+    def __init__(
+        self,
+        joint: LogJoint | PotentialJoint,
+        index: dict[str, Tensor],
+        others: Mapping[str, Tensor] | None = None,
+        power: Tensor | None = None,
+    ) -> None:
+        self.joint = joint
+        self.index = index
+        self.others: Mapping[str, Tensor] = others or {}
+        first = next(iter(index.values()))
+        self.replicas = first.shape[0]
+        self.power = torch.ones(self.replicas, dtype=torch.float64, device=first.device) if power is None else power
+        self._focus: dict[str, Focus] = {}
+        self._latest: str | None = None
+        self._dependent: set[str] = set()
+
+    def values(self, replica: int = 0) -> dict[str, Tensor]:
+        """Matrices of one replica by site."""
+        return {name: site.to_value(self.index[name][replica]) for name, site in self.joint.sites.items()}
+
+    def set(self, index: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> None:
+        """Put other values in place; forgets all scores."""
+        self.index = dict(index)
+        self.others = others
+        self._focus.clear()
+        self._latest = None
+
+    def focus(self, name: str) -> Focus:
+        """The site ``name`` with the scores of its units at the present state."""
+        if self._latest != name:
+            self._focus = {name: Focus(self, self.joint.sites[name], name not in self._dependent)}
+            self._latest = name
+        return self._focus[name]
+
+    def depend(self, name: str) -> None:
+        """Take the items of a site as dependent from now on, because a term outside of their plates changed with them."""
+        self._dependent.add(name)
+        self._latest = None
+
+    def total(self) -> Tensor:
+        """Log prior and log likelihood of every replica, float64 (2, replicas)."""
+        return self.focus(self._latest or next(iter(self.joint.sites))).terms.total
+
+    def score(self, name: str, candidates: Tensor) -> Terms:
+        """Terms of candidates for a site (K, replicas, items, n), the other sites as they are: leading (2, K, replicas)."""
+        site = self.joint.sites[name]
+        k, replicas = candidates.shape[:2]
+        flat = candidates.flatten(0, 1)
+        fixed = {}
+        for key in self.joint.sites:
+            if key != name:
+                now = self.index[key]
+                fixed[key] = now[0] if replicas == 1 else now.repeat(k, 1, 1)
+        width = sum(s.num_items * s.n**2 for s in self.joint.sites.values())
+        step = max(1, _CHUNK // max(1, width))
+        parts = []
+        for start in range(0, len(flat), step):
+            stop = min(start + step, len(flat))
+            values = {key: self.joint.sites[key].to_value(v if replicas == 1 else v[start:stop]) for key, v in fixed.items()}
+            values[name] = site.to_value(flat[start:stop])
+            with torch.no_grad():
+                parts.append(self.joint.evaluate(values, self.others, stop - start, name))
+        terms = parts[0] if len(parts) == 1 else Terms.concatenate(parts)
+        return Terms(terms.inside.reshape(2, k, replicas, -1), terms.outside.reshape(2, k, replicas))
+
+
+class Focus:
+    """One site of a chain and the scores of its units.
+
+    Attributes:
+        site: the site.
+        independent: whether the items are units of their own.
+        terms: of the present state: inside (2, replicas, items), outside (2, replicas).
+    """
+
+    def __init__(self, chain: Chain, site: PermutationSite, independent: bool) -> None:
+        self.chain = chain
+        self.site = site
+        self.independent = independent and site.separable
+        terms = chain.score(site.name, chain.index[site.name][None])
+        self.terms = Terms(terms.inside[:, 0], terms.outside[:, 0])
+
+    @property
+    def index(self) -> Tensor:
+        """Permutations, long (replicas, items, n)."""
+        return self.chain.index[self.site.name]
+
+    @property
+    def unit_shape(self) -> torch.Size:
+        """(replicas, items) where the items are units of their own, else (replicas, 1)."""
+        return torch.Size((self.chain.replicas, self.site.num_items if self.independent else 1))
+
+    def _units(self, terms: Terms) -> Tensor:
+        """Scores of the units, (..., *unit_shape)."""
+        both = terms.inside if self.independent else terms.total[..., None]
+        return both[0] + self.chain.power[:, None] * both[1]
+
+    @property
+    def score(self) -> Tensor:
+        """Log density of every unit up to what does not change with it, float64 of ``unit_shape``."""
+        return self._units(self.terms)
+
+    def evaluate(self, candidates: Tensor) -> tuple[Tensor, Terms]:
+        """Score candidates (K, replicas, items, n): scores (K, *unit_shape), and the terms to accept them with.
+
+        Raises:
+            ItemsDepend: the items were taken as independent and are not; the chain knows better from now on.
+        """
+        terms = self.chain.score(self.site.name, candidates)
+        if self.independent:
+            near = torch.isclose(terms.outside, self.terms.outside[:, None], rtol=1e-9, atol=1e-9)
+            if not bool((near | (terms.outside == self.terms.outside[:, None])).all()):
+                self.chain.depend(self.site.name)
+                raise ItemsDepend
+        return self._units(terms), terms
+
+    def accept(
+        self, chosen: Tensor, candidates: Tensor, terms: Terms | None, units: Tensor, gain: Tensor | None = None
+    ) -> None:
+        """Let units take a candidate each.
+
+        Args:
+            chosen: which of the K candidates, long of ``unit_shape``.
+            candidates: (K, replicas, items, n).
+            terms: of the candidates, or None where only the change of the score is known.
+            units: which take it, bool of ``unit_shape``.
+            gain: change of the score where ``terms`` is None, of ``unit_shape``; counts as likelihood.
+        """
+        replicas, items, n = candidates.shape[1:]
+        which = chosen.expand(replicas, items)
+        take = units.expand(replicas, items)
+        new = candidates.gather(0, which[None, ..., None].expand(1, replicas, items, n))[0]
+        self.chain.index[self.site.name] = torch.where(take[..., None], new, self.index)
+        inside, outside = self.terms.inside, self.terms.outside
+        if terms is None:
+            assert gain is not None
+            change = torch.where(units, gain, 0.0)
+            if self.independent:
+                inside = torch.stack([inside[0], inside[1] + change])
+            else:
+                outside = torch.stack([outside[0], outside[1] + change[:, 0]])
+        elif self.independent:
+            picked = terms.inside.gather(1, which[None, None].expand(2, 1, replicas, items))[:, 0]
+            inside = torch.where(take, picked, inside)
+        else:
+            rows = chosen[:, 0]
+            where = rows[None, None, :, None].expand(2, 1, replicas, terms.inside.shape[-1])
+            inside = torch.where(units, terms.inside.gather(1, where)[:, 0], inside)
+            outside = torch.where(
+                units[:, 0], terms.outside.gather(1, rows[None, None].expand(2, 1, replicas))[:, 0], outside
+            )
+        self.terms = Terms(inside, outside)
+
+
+class ItemsDepend(Exception):
+    """Items of a site turned out to depend on each other given the rest."""

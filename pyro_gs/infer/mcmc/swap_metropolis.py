@@ -1,0 +1,200 @@
+"""Metropolis-Hastings by exchanges of two rows' columns, and by longer cycles."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_gs.infer.log_joint import LogJoint, PotentialJoint, Terms
+from pyro_gs.infer.mcmc.chain import Focus
+from pyro_gs.infer.mcmc.cycles import propose_cycle
+from pyro_gs.infer.mcmc.permutation_kernel import PermutationKernel
+from pyro_gs.infer.mcmc.proposals import AdaptedSwaps, SwapProposal, UniformSwaps
+from pyro_gs.infer.mcmc.swaps import SwapDelta, check_swap_delta, exchange, score_swaps
+from pyro_gs.ops.logits import check_count
+
+_LONGEST, _LONGEST_HOOK = 64, 512
+"""Most proposals that are scored at once, without a hook and with one."""
+
+_WIDTH = 2**17
+"""Numbers of the candidates' matrices beyond which scoring more of them at once saves no time."""
+
+
+class SwapMetropolis(PermutationKernel):
+    """Random-walk Metropolis-Hastings: two rows exchange their columns, or several rotate them.
+
+    A step makes ``num_steps`` proposals of exchanges in every item of a site and, where pairs are forbidden, ``num_cycles``
+    of longer cycles; exchanges alone need not reach all permutations of a mask, cycles do. Items of a plate that are
+    independent given the rest move at once, each accepted on its own. Proposals are scored ahead in one run of the model:
+    as long as none is accepted the state is the same, and what was scored beyond the first accepted one is thrown away.
+
+    With ``adapt`` the marginals seen during warm-up shape the proposal: rows that are unsure are taken more often, and
+    exchanged for columns that they have had. The proposal is fixed when the warm-up ends.
+
+    Args:
+        model: as in :class:`PermutationKernel`.
+        potential_fn: as in :class:`PermutationKernel`.
+        sites: as in :class:`PermutationKernel`.
+        num_steps: proposals an item in a step; by default the number of rows.
+        num_cycles: proposals of cycles an item in a step; by default one where pairs are forbidden, else none.
+        adapt: whether to learn the proposal during warm-up.
+        swap_delta: function of :class:`Swaps` that returns the change of the log joint density by each exchange, (K,); by
+            default the attribute ``swap_delta`` of the model, a function of ``(swaps, *args, **kwargs)`` with the model's
+            arguments, else the model is run. Compared with the model at set-up.
+        allowed: as in :class:`PermutationKernel`.
+        vectorize: as in :class:`PermutationKernel`.
+        jit_compile: not supported.
+
+    Raises:
+        ValueError: as :class:`PermutationKernel`; ``num_steps`` below 1, ``num_cycles`` below 0, or, at set-up, a hook that
+            disagrees with the model.
+
+    Example:
+        >>> import pyro, torch, pyro_gs as pgs
+        >>> from pyro.infer import MCMC
+        >>> def model():
+        ...     P = pyro.sample("P", pgs.UniformPermutation(3))
+        ...     pyro.factor("likelihood", 2 * P.diagonal(dim1=-2, dim2=-1).sum(-1))
+        >>> mcmc = MCMC(SwapMetropolis(model), num_samples=50, warmup_steps=10, disable_progbar=True)
+        >>> mcmc.run()
+        >>> mcmc.get_samples()["P"].shape
+        torch.Size([50, 3, 3])
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any] | None = None,
+        potential_fn: Callable[[dict[str, Tensor]], Tensor] | None = None,
+        *,
+        sites: Sequence[str] | None = None,
+        num_steps: int | None = None,
+        num_cycles: int | None = None,
+        adapt: bool = False,
+        swap_delta: SwapDelta | None = None,
+        allowed: Tensor | Mapping[str, Tensor] | None = None,
+        vectorize: bool | None = None,
+        jit_compile: bool = False,
+    ) -> None:
+        super().__init__(model, potential_fn, sites=sites, allowed=allowed, vectorize=vectorize, jit_compile=jit_compile)
+        if num_steps is not None:
+            check_count(num_steps, "num_steps", least=1)
+        if num_cycles is not None:
+            check_count(num_cycles, "num_cycles", least=0)
+        if swap_delta is not None and not callable(swap_delta):
+            raise TypeError(f"swap_delta must be callable, but is {type(swap_delta).__name__}")
+        self._num_steps = num_steps
+        self._num_cycles = num_cycles
+        self._adapt = adapt
+        self._swap_delta = swap_delta
+        self._proposals: dict[str, SwapProposal] = {}
+        self._rate = 0.5
+
+    def prepare(self, focus: Focus) -> None:
+        """Set up the proposal; compare the hook with the model."""
+        hook = self._hook(focus.chain.joint)
+        if hook is not None:
+            check_swap_delta(hook, focus)
+        name = focus.site.name
+        self._proposals[name] = AdaptedSwaps(focus.site) if self._adapt else UniformSwaps(focus.site)
+
+    def _hook(self, joint: LogJoint | PotentialJoint) -> SwapDelta | None:
+        return joint.swap_delta if self._swap_delta is None else self._swap_delta
+
+    def move(self, focus: Focus) -> tuple[int, int]:
+        """Exchanges, then cycles."""
+        site = focus.site
+        proposal = self._proposals[site.name]
+        steps = self._num_steps or site.n
+        cycles = self._num_cycles if self._num_cycles is not None else int(site.allowed is not None)
+        made, accepted = self._exchanges(focus, proposal, steps)
+        for _ in range(cycles):
+            more, taken = self._cycle(focus)
+            made, accepted = made + more, accepted + taken
+        if self.warming_up and isinstance(proposal, AdaptedSwaps):
+            proposal.observe(focus.index[0], last=self._t + 1 == self._warmup_steps)
+        return made, accepted
+
+    def _exchanges(self, focus: Focus, proposal: SwapProposal, steps: int) -> tuple[int, int]:
+        hook = self._hook(focus.chain.joint)
+        movable = proposal.movable(focus.independent).expand(focus.unit_shape)
+        remaining = torch.where(movable, steps, 0)
+        made, accepted = int(remaining.sum()), 0
+        longest = steps if made else 0
+        while longest > 0:
+            count = min(longest, self._ahead(focus, hook is not None))
+            items, rows, ratio = proposal.draw(focus.index, count, focus.independent)
+            due = torch.arange(count, device=rows.device)[:, None, None] < remaining
+            good = due & _is_good(focus, items, rows)
+            used = remaining.clamp(max=count)
+            place = good.any((1, 2)).nonzero()[:, 0]  # what no unit can take is not scored
+            if len(place):
+                items, rows, ratio, good = items[place], rows[place], ratio[place], good[place]
+                candidates = _candidates(focus, items, rows, good)
+                terms: Terms | None = None
+                if hook is None:
+                    scores, terms = focus.evaluate(candidates)
+                    gain = scores - focus.score
+                else:
+                    gain = torch.full(good.shape, -torch.inf, dtype=torch.float64, device=good.device)
+                    gain[good] = score_swaps(hook, focus, items[good], rows[good])
+                taken = good & (torch.rand_like(gain).log() < gain + ratio)
+                found, first = taken.any(0), taken.to(torch.uint8).argmax(0)
+                used = torch.where(found, place[first] + 1, used)
+                moves = int(found.sum())
+                if moves:
+                    focus.accept(first, candidates, terms, found, gain.gather(0, first[None])[0])
+                    accepted += moves
+                self._rate = 0.95 * self._rate + 0.05 * float(taken.sum()) / float(due.sum())
+            remaining = remaining - used
+            longest = int(remaining.max())
+        return made, accepted
+
+    def _ahead(self, focus: Focus, hooked: bool) -> int:
+        """How many proposals to score at once: about as many as are refused in a row. It does not change the chain's law."""
+        width = focus.site.num_items * focus.site.n**2
+        most = _LONGEST_HOOK if hooked else max(1, min(_LONGEST, _WIDTH // width))
+        return max(1, min(most, int(1.5 / max(self._rate, 1e-3))))
+
+    def _cycle(self, focus: Focus) -> tuple[int, int]:
+        """Propose one cycle for every unit."""
+        site = focus.site
+        mask = torch.ones(site.n, site.n, dtype=torch.bool) if site.allowed is None else site.allowed
+        candidates = focus.index.clone()[None]
+        ratio = torch.full(focus.unit_shape, -torch.inf, dtype=torch.float64, device=site.device)
+        for replica, unit in itertools.product(*map(range, focus.unit_shape)):
+            item = unit if focus.independent else int(torch.randint(site.num_items, ()))
+            drawn = propose_cycle(focus.index[replica, item], mask if mask.dim() == 2 else mask[item])
+            if drawn is not None:
+                candidates[0, replica, item], ratio[replica, unit] = drawn
+        made = focus.unit_shape.numel()
+        if bool((ratio == -torch.inf).all()):
+            return made, 0
+        scores, terms = focus.evaluate(candidates)
+        taken = torch.rand_like(ratio).log() < scores[0] - focus.score + ratio
+        focus.accept(torch.zeros_like(ratio, dtype=torch.long), candidates, terms, taken)
+        return made, int(taken.sum())
+
+
+def _is_good(focus: Focus, items: Tensor, rows: Tensor) -> Tensor:
+    """Which exchanges are of two rows and allowed, bool (K, replicas, units)."""
+    good = rows[..., 0] != rows[..., 1]
+    allowed = focus.site.allowed
+    if allowed is None:
+        return good
+    replica = torch.arange(items.shape[1], device=items.device)[:, None]
+    columns = focus.index[replica[..., None], items[..., None], rows.flip(-1)]
+    return good & allowed[items[..., None], rows, columns].all(-1)
+
+
+def _candidates(focus: Focus, items: Tensor, rows: Tensor, good: Tensor) -> Tensor:
+    """Permutations after the exchanges that are good, long (K, replicas, items, n)."""
+    rows = torch.where(good[..., None], rows, 0)
+    index = focus.index.expand(len(items), *focus.index.shape)
+    if focus.independent:
+        return exchange(index, rows)
+    places = items[..., None].expand(*items.shape, index.shape[-1])
+    return index.scatter(2, places, exchange(index.gather(2, places), rows))

@@ -1,0 +1,118 @@
+"""Exchanges of two rows' columns: which there are, and the hook by which a model scores them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from pyro_gs.infer.mcmc.chain import Focus
+
+
+@dataclasses.dataclass(frozen=True)
+class Swaps:
+    """Exchanges that a ``swap_delta`` hook is asked to score, each on its own from the same state.
+
+    Attributes:
+        site: name of the permutation site.
+        index: its present permutations, long (items, n): row i of item k is matched to column ``index[k, i]``. The same
+            tensor as long as the state is the same, so a hook may remember what it has computed for it.
+        items: item of each exchange, long (K,).
+        rows: the two rows that exchange their columns, long (K, 2).
+        others: values of all other latent sites: matrices of permutations, constrained values of the rest.
+    """
+
+    site: str
+    index: Tensor
+    items: Tensor
+    rows: Tensor
+    others: Mapping[str, Tensor]
+
+
+SwapDelta = Callable[[Swaps], Tensor]
+"""Maps :class:`Swaps` to the change of the log joint density by each exchange, (K,)."""
+
+
+def possible_pairs(allowed: Tensor | None, num_items: int, n: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Pairs of rows that can ever exchange their columns: those that share two allowed columns.
+
+    The list does not depend on the permutation, so a uniform draw from it is a symmetric proposal.
+
+    Returns:
+        Pairs by item, long (items, longest, 2), padded by pairs of row 0 with itself; their number, long (items,).
+    """
+    if allowed is None:
+        pairs = torch.triu_indices(n, n, 1, device=device).T.contiguous()
+        return pairs.expand(num_items, *pairs.shape), torch.full((num_items,), len(pairs), device=device)
+    weight = allowed.to(torch.float64)
+    shared = (weight @ weight.mT > 1.5).triu(1)
+    lists = [item.nonzero() for item in shared]
+    longest = max(1, *(len(item) for item in lists))
+    out = torch.zeros(num_items, longest, 2, dtype=torch.long, device=device)
+    for k, item in enumerate(lists):
+        out[k, : len(item)] = item
+    return out, torch.tensor([len(item) for item in lists], device=device)
+
+
+def exchange(index: Tensor, rows: Tensor) -> Tensor:
+    """Permutations (..., n) after the rows (..., 2) exchanged their columns."""
+    return index.scatter(-1, rows, index.gather(-1, rows.flip(-1)))
+
+
+def check_swap_delta(hook: SwapDelta, focus: Focus) -> None:
+    """Compare a hook with the model at a few exchanges of the present state.
+
+    Raises:
+        ValueError: they disagree, or the hook returns another shape or NaN.
+    """
+    site = focus.site
+    pairs, counts = possible_pairs(site.allowed, site.num_items, site.n, site.device)
+    found = []
+    for item in range(site.num_items):
+        now = focus.index[0, item]
+        for rows in pairs[item, : int(counts[item])]:
+            if site.allowed is None or bool(site.allowed[item][rows, now[rows.flip(-1)]].all()):
+                found.append((item, rows))
+                break
+        if len(found) == 4:
+            break
+    if not found:
+        return
+    items = torch.tensor([item for item, _ in found], device=site.device)
+    rows = torch.stack([pair for _, pair in found])
+    candidates = focus.index.expand(len(found), 1, *focus.index.shape[1:]).clone()
+    for k, (item, pair) in enumerate(found):
+        candidates[k, 0, item] = exchange(candidates[k, 0, item], pair)
+    terms = focus.chain.score(site.name, candidates)
+    expected = terms.total.sum(0)[:, 0] - focus.terms.total.sum(0)[0]
+    change = score_swaps(hook, focus, items, rows)
+    # The model may compute in single precision; what a hook gets wrong is a term, not a rounding.
+    slack = 1e-3 + 1e-4 * expected.abs() + 1e-6 * focus.terms.total.sum(0)[0].abs()
+    bad = ~((change - expected).abs() <= slack)
+    if bool(bad.any()):
+        k = int(bad.nonzero()[0])
+        raise ValueError(
+            f"swap_delta gives {float(change[k]):.6g} for the exchange of rows {rows[k].tolist()} in item {int(items[k])} "
+            f"of site '{site.name}', but the log joint density of the model changes by {float(expected[k]):.6g}"
+        )
+
+
+def score_swaps(hook: SwapDelta, focus: Focus, items: Tensor, rows: Tensor) -> Tensor:
+    """Changes of the log joint density by the hook, float64 (K,).
+
+    Raises:
+        ValueError: another shape, or NaN or +inf.
+    """
+    others = dict(focus.chain.others)
+    for name, site in focus.chain.joint.sites.items():
+        if name != focus.site.name:
+            others[name] = site.to_value(focus.chain.index[name][0])
+    change = hook(Swaps(focus.site.name, focus.index[0], items, rows, others))
+    if not isinstance(change, Tensor) or change.shape != items.shape:
+        found = tuple(change.shape) if isinstance(change, Tensor) else type(change).__name__
+        raise ValueError(f"swap_delta must return a tensor of shape {tuple(items.shape)}, but returned {found}")
+    if bool((change != change).any()) or bool((change == torch.inf).any()):
+        raise ValueError(f"swap_delta returned NaN or +inf at site '{focus.site.name}'; it must return numbers or -inf")
+    return change.to(torch.float64)
