@@ -192,7 +192,8 @@ class LogJoint:
             elif isinstance(law.support, constraints.PartialMatching):
                 text += (
                     f". Site '{name}' is a partial matching of shape {tuple(law.event_shape)}: write it as a permutation "
-                    f"of padded logits, pyro.sample('{name}', pyro_gs.GibbsPermutation(pyro_gs.pad_logits(logits, unmatched=...)))"
+                    f"of padded logits, pyro.sample('{name}', "
+                    "pyro_gs.GibbsPermutation(pyro_gs.pad_logits(logits, unmatched=...)))"
                 )
             elif type(law).__name__ == "OneOneMatching":
                 text += f". Site '{name}' holds index vectors: write pyro.sample('{name}', pyro_gs.GibbsPermutation(logits))"
@@ -302,9 +303,10 @@ class LogJoint:
                 with pyro.plate(_CANDIDATES, count, dim=-1 - self.nesting):
                     trace = model.get_trace(*self._args, **self._kwargs)
             trace.compute_log_prob()
-        named = self.sites.get(name or "")
-        site = named if named is not None and named.separable else None
-        items = site.item_shape if site else torch.Size()
+        focus = self.sites.get(name or "")
+        if focus is not None and not focus.separable:
+            focus = None
+        items = focus.item_shape if focus else torch.Size()
         k = 1 if count is None else count
         like = next(iter(values.values()))
         inside = torch.zeros(2, k, *items, dtype=torch.float64, device=like.device)
@@ -316,12 +318,14 @@ class LogJoint:
             _check_finite(key, log_p)
             part = 0 if key in data else 1
             log_p = log_p.reshape((1,) * (self.nesting + 1 - log_p.dim()) + log_p.shape)
-            own = site is not None and site.plates <= {frame.name for frame in node["cond_indep_stack"]}
-            if own and log_p.shape[log_p.dim() - len(items) :] == items:
-                rest = tuple(range(1, log_p.dim() - len(items)))
-                inside[part] += log_p.sum(rest) if rest else log_p
-            else:
-                outside[part] += log_p.reshape(log_p.shape[0], -1).sum(1)
+            if focus is not None and focus.plates <= {frame.name for frame in node["cond_indep_stack"]}:
+                first = log_p.dim() - len(items)
+                inner = [dim for dim in range(1, log_p.dim()) if dim < first or items[dim - first] == 1]
+                own = log_p.sum(inner, keepdim=True) if inner else log_p
+                if own.shape[first:] == items:
+                    inside[part] += own.reshape(-1, *items)
+                    continue
+            outside[part] += log_p.reshape(log_p.shape[0], -1).sum(1)
         return Terms(inside.reshape(2, k, -1), outside)
 
 
