@@ -120,6 +120,8 @@ class LogJoint:
         kwargs: its keyword arguments.
         vectorize: whether the model broadcasts over candidates in a dimension to the left of its plates, as for
             ``Trace_ELBO(vectorize_particles=True)``; None tries it out.
+        normalized: whether uniform priors count; without, their log-probabilities, the same for all permutations of the
+            support, are left out, which for large masks saves seconds at the start.
 
     Raises:
         ValueError: no latent permutation site, a relaxed one, one of partial matchings, or a subsampled plate.
@@ -135,10 +137,12 @@ class LogJoint:
         kwargs: Mapping[str, Any] | None = None,
         *,
         vectorize: bool | None = None,
+        normalized: bool = True,
     ) -> None:
         if not callable(model):
             raise TypeError(f"model must be callable, but is {type(model).__name__}")
         self._model, self._args, self._kwargs = model, args, dict(kwargs or {})
+        self._normalized = normalized
         self._prototype()
         self.vectorize = self._broadcasts() if vectorize is None else vectorize
 
@@ -286,6 +290,10 @@ class LogJoint:
             parts.append(self._run(one, others, name, None))
         return Terms.concatenate(parts)
 
+    def _counts(self, name: str, node: Any) -> bool:
+        """Whether a site's log-probability is part of the sum."""
+        return self._normalized or name not in self.sites or not isinstance(unwrap(node["fn"]), UniformPermutation)
+
     def _run(self, values: Mapping[str, Tensor], others: Mapping[str, Tensor], name: str | None, count: int | None) -> Terms:
         data = dict(others)
         for key, value in values.items():
@@ -302,7 +310,7 @@ class LogJoint:
             else:
                 with pyro.plate(_CANDIDATES, count, dim=-1 - self.nesting):
                     trace = model.get_trace(*self._args, **self._kwargs)
-            trace.compute_log_prob()
+            trace.compute_log_prob(self._counts)
         focus = self.sites.get(name or "")
         if focus is not None and not focus.separable:
             focus = None
@@ -312,7 +320,7 @@ class LogJoint:
         inside = torch.zeros(2, k, *items, dtype=torch.float64, device=like.device)
         outside = torch.zeros(2, k, dtype=torch.float64, device=like.device)
         for key, node in trace.nodes.items():
-            if node["type"] != "sample" or isinstance(node["fn"], _Subsample):
+            if node["type"] != "sample" or isinstance(node["fn"], _Subsample) or not self._counts(key, node):
                 continue
             log_p = node["log_prob"].to(torch.float64)
             _check_finite(key, log_p)

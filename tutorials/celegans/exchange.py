@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pyro_gs.infer.mcmc.swaps import Swaps
 from tutorials.celegans.evidence import CollapsedEvidence
 
 __all__ = ["ExchangeSearch"]
@@ -67,6 +68,7 @@ class ExchangeSearch:
         self._sets = np.zeros((len(sets), worms), dtype=bool)
         for row, members in enumerate(sets):
             self._sets[row, list(members)] = True
+        self._present: Tensor | None = None  # what swap_delta has computed the sums of
 
     def _canonical(self, index: Places) -> tuple[Floats, Floats]:
         """The statistics of every worm in the order of the network, (J, n, n) each."""
@@ -163,6 +165,29 @@ class ExchangeSearch:
         total = np.zeros(len(swaps))
         np.add.at(total, move, after - before[row])
         return total, swaps, chosen
+
+    def swap_delta(self, swaps: Swaps) -> Tensor:
+        """Change of the log evidence by exchanges within single worms, the hook of the library's swap kernels.
+
+        Args:
+            swaps: exchanges of two observed neurons of a worm each.
+
+        Returns:
+            Changes in nats, float64 (K,).
+        """
+        if swaps.index is not self._present:
+            gram, cross = self._canonical(swaps.index.numpy())
+            gram, cross = np.pad(gram, ((0, 0), (0, 1), (0, 1))), np.pad(cross, ((0, 0), (0, 0), (0, 1)))
+            self._B, self._C = [gram.sum(0) - gram, gram], [cross.sum(0) - cross, cross]
+            n = len(self._parents)
+            nowhere = np.zeros(n, dtype=np.int64)
+            self._before = self._row_scores(np.arange(n), self._B, self._C, nowhere, np.zeros((n, 2), dtype=np.int64))
+            self._present = swaps.index
+        worms = swaps.items.numpy()
+        labels = swaps.index[swaps.items[:, None], swaps.rows].numpy()
+        move, row = np.nonzero(self._touched[labels[:, 0]] | self._touched[labels[:, 1]])
+        after = self._row_scores(row, self._B, self._C, worms[move], labels[move])
+        return torch.from_numpy(np.bincount(move, after - self._before[row], minlength=len(worms)))
 
     def improve(self, index: Tensor, *, seconds: float = math.inf) -> tuple[Tensor, float]:
         """Make exchanges that raise the evidence, the best first, until none does.

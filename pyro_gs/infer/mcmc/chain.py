@@ -109,11 +109,19 @@ class Focus:
         self.independent = independent and site.separable
         terms = chain.score(site.name, chain.index[site.name][None])
         self.terms = Terms(terms.inside[:, 0], terms.outside[:, 0])
+        self._first = (self.index, self.index[0])
 
     @property
     def index(self) -> Tensor:
         """Permutations, long (replicas, items, n)."""
         return self.chain.index[self.site.name]
+
+    @property
+    def first_index(self) -> Tensor:
+        """Permutations of the first replica, (items, n); the same tensor as long as they are the same."""
+        if self._first[0] is not self.index:
+            self._first = (self.index, self.index[0])
+        return self._first[1]
 
     @property
     def unit_shape(self) -> torch.Size:
@@ -144,17 +152,30 @@ class Focus:
                 raise ItemsDepend
         return self._units(terms), terms
 
-    def accept(
-        self, chosen: Tensor, candidates: Tensor, terms: Terms | None, units: Tensor, gain: Tensor | None = None
-    ) -> None:
+    def exchange(self, items: Tensor, rows: Tensor, gain: Tensor) -> None:
+        """Let items of the only replica exchange the columns of two rows.
+
+        Args:
+            items: long (K,), each at most once.
+            rows: long (K, 2).
+            gain: change of the score, float64 (K,); counts as likelihood.
+        """
+        new = self.index.clone()
+        new[0, items[:, None], rows] = self.index[0, items[:, None], rows.flip(-1)]
+        self.chain.index[self.site.name] = new
+        if self.independent:
+            self.terms.inside[1, 0, items] += gain
+        else:
+            self.terms.outside[1, 0] += gain.sum()
+
+    def accept(self, chosen: Tensor, candidates: Tensor, terms: Terms, units: Tensor) -> None:
         """Let units take a candidate each.
 
         Args:
             chosen: which of the K candidates, long of ``unit_shape``.
             candidates: (K, replicas, items, n).
-            terms: of the candidates, or None where only the change of the score is known.
+            terms: of the candidates.
             units: which take it, bool of ``unit_shape``.
-            gain: change of the score where ``terms`` is None, of ``unit_shape``; counts as likelihood.
         """
         replicas, items, n = candidates.shape[1:]
         which = chosen.expand(replicas, items)
@@ -162,14 +183,7 @@ class Focus:
         new = candidates.gather(0, which[None, ..., None].expand(1, replicas, items, n))[0]
         self.chain.index[self.site.name] = torch.where(take[..., None], new, self.index)
         inside, outside = self.terms.inside, self.terms.outside
-        if terms is None:
-            assert gain is not None
-            change = torch.where(units, gain, 0.0)
-            if self.independent:
-                inside = torch.stack([inside[0], inside[1] + change])
-            else:
-                outside = torch.stack([outside[0], outside[1] + change[:, 0]])
-        elif self.independent:
+        if self.independent:
             picked = terms.inside.gather(1, which[None, None].expand(2, 1, replicas, items))[:, 0]
             inside = torch.where(take, picked, inside)
         else:

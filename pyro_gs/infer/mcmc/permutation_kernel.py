@@ -109,7 +109,7 @@ class PermutationKernel(MCMCKernel):
     def _joint(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> LogJoint | PotentialJoint:
         kind = type(self).__name__
         if self.model is not None:
-            return LogJoint(self.model, args, kwargs, vectorize=self._vectorize)
+            return LogJoint(self.model, args, kwargs, vectorize=self._vectorize, normalized=False)
         if self.potential_fn is None:
             raise ValueError(
                 f"{kind} has no model; write MCMC({kind}(model), num_samples=1000, warmup_steps=200), or give it to "

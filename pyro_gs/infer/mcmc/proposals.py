@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -15,11 +14,56 @@ _FIRST_BUILD = 64
 _SMOOTHING = 0.1
 
 
-class SwapProposal(Protocol):
-    """A law of exchanges given the permutations."""
+class UniformSwaps:
+    """Uniform over the pairs that can ever be exchanged, which is symmetric.
+
+    Args:
+        site: whose rows they are.
+    """
+
+    def __init__(self, site: PermutationSite) -> None:
+        self._site = site
+        self._pairs, self._counts = possible_pairs(site.allowed, site.num_items, site.n, site.device)
+        self._ends = self._counts.cumsum(0)
+        self._all: dict[tuple[int, bool], tuple[Tensor, Tensor, Tensor, Tensor]] = {}
 
     def movable(self, independent: bool) -> Tensor:
         """Which units have an exchange at all, bool (items,) or, where items depend, (1,)."""
+        return self._counts > 0 if independent else (self._ends[-1:] > 0)
+
+    def longest(self, independent: bool) -> int:
+        """Number of exchanges that a unit has at most."""
+        return self._pairs.shape[1] if independent else int(self._ends[-1])
+
+    def table(self, index: Tensor, independent: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """All exchanges of every unit.
+
+        Args:
+            index: long (replicas, items, n).
+            independent: whether each item is a unit.
+
+        Returns:
+            Items, long (L, replicas, units); rows, long (L, replicas, units, 2), the same row twice where a unit has
+            fewer; log-probabilities of drawing them, and of drawing the way back, float64 (L, replicas, units).
+        """
+        replicas, num_items = index.shape[:2]
+        if (replicas, independent) not in self._all:
+            self._all[replicas, independent] = self._list(replicas, num_items, independent)
+        return self._all[replicas, independent]
+
+    def _list(self, replicas: int, num_items: int, independent: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        real = torch.arange(self._pairs.shape[1], device=self._pairs.device) < self._counts[:, None]
+        items, place = torch.ones_like(real).nonzero(as_tuple=True) if independent else real.nonzero(as_tuple=True)
+        rows = self._pairs[items, place]
+        if independent:
+            items, rows = items.reshape(num_items, -1).T, rows.reshape(num_items, -1, 2).transpose(0, 1)
+        else:
+            items, rows = items[:, None], rows[:, None]
+        items = items[:, None].expand(len(items), replicas, items.shape[1])
+        rows = rows[:, None].expand(*items.shape, 2)
+        each = self._counts[items] if independent else self._ends[-1].expand(items.shape)
+        flat = -each.to(torch.float64).log()
+        return items, rows, flat, flat
 
     def draw(self, index: Tensor, count: int, independent: bool) -> tuple[Tensor, Tensor, Tensor]:
         """Draw exchanges, each from the same permutations.
@@ -33,22 +77,6 @@ class SwapProposal(Protocol):
             Items, long (K, replicas, units); rows, long (K, replicas, units, 2), the same row twice for none; log of the
             probability backward over forward, float64 (K, replicas, units).
         """
-
-
-class UniformSwaps:
-    """Uniform over the pairs that can ever be exchanged, which is symmetric."""
-
-    def __init__(self, site: PermutationSite) -> None:
-        self._site = site
-        self._pairs, self._counts = possible_pairs(site.allowed, site.num_items, site.n, site.device)
-        self._ends = self._counts.cumsum(0)
-
-    def movable(self, independent: bool) -> Tensor:
-        """As :class:`SwapProposal`."""
-        return self._counts > 0 if independent else (self._ends[-1:] > 0)
-
-    def draw(self, index: Tensor, count: int, independent: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """As :class:`SwapProposal`."""
         replicas, num_items = index.shape[:2]
         shape = (count, replicas, num_items if independent else 1)
         uniform = torch.rand(shape, dtype=torch.float64, device=index.device)
@@ -97,16 +125,27 @@ class AdaptedSwaps(UniformSwaps):
         total = weight.sum(-1, keepdim=True)
         self._rows = torch.where(total > 0, weight / total, 1 / site.n)
 
+    def table(self, index: Tensor, independent: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """As :meth:`UniformSwaps.table`."""
+        items, rows, forward, backward = super().table(index, independent)
+        if self._rows is None:
+            return items, rows, forward, backward
+        now = self._of_items(index.expand(len(items), *index.shape), items, independent)
+        share = torch.zeros_like(forward) if independent else (self._counts[items] / self._ends[-1]).log()
+        forward = share + self._probability(items, now, rows).log()
+        return items, rows, forward, share + self._probability(items, exchange(now, rows), rows).log()
+
+    @staticmethod
+    def _of_items(index: Tensor, items: Tensor, independent: bool) -> Tensor:
+        """The permutation of each exchange's item, long (K, replicas, units, n)."""
+        return index if independent else index.gather(2, items[..., None].expand(*items.shape, index.shape[-1]))
+
     def draw(self, index: Tensor, count: int, independent: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """As :class:`SwapProposal`."""
+        """As :meth:`UniformSwaps.draw`."""
         if self._rows is None:
             return super().draw(index, count, independent)
         items, _, ratio = super().draw(index, count, independent)  # items by their numbers of pairs
-        now = (
-            index.expand(count, *index.shape)
-            if independent
-            else index.expand(count, *index.shape).gather(2, items[..., None].expand(*items.shape, index.shape[-1]))
-        )
+        now = self._of_items(index.expand(count, *index.shape), items, independent)
         row = _categorical(self._rows[items])
         columns = self._columns[items, row]
         column = _categorical(columns)

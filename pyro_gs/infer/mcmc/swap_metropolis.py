@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pyro_gs.infer.log_joint import LogJoint, PotentialJoint, Terms
 from pyro_gs.infer.mcmc.chain import Focus
 from pyro_gs.infer.mcmc.cycles import propose_cycle
 from pyro_gs.infer.mcmc.permutation_kernel import PermutationKernel
-from pyro_gs.infer.mcmc.proposals import AdaptedSwaps, SwapProposal, UniformSwaps
+from pyro_gs.infer.mcmc.proposals import AdaptedSwaps, UniformSwaps
 from pyro_gs.infer.mcmc.swaps import SwapDelta, check_swap_delta, exchange, score_swaps
 from pyro_gs.ops.logits import check_count
 
 _LONGEST, _LONGEST_HOOK = 64, 512
 """Most proposals that are scored at once, without a hook and with one."""
+
+_TABLE = 2**15
+"""Numbers of candidates up to which all exchanges of a state are scored at once."""
 
 _WIDTH = 2**17
 """Numbers of the candidates' matrices beyond which scoring more of them at once saves no time."""
@@ -90,7 +96,8 @@ class SwapMetropolis(PermutationKernel):
         self._num_cycles = num_cycles
         self._adapt = adapt
         self._swap_delta = swap_delta
-        self._proposals: dict[str, SwapProposal] = {}
+        self._proposals: dict[str, UniformSwaps] = {}
+        self._tables: dict[str, _Table] = {}
         self._rate = 0.5
 
     def prepare(self, focus: Focus) -> None:
@@ -118,40 +125,75 @@ class SwapMetropolis(PermutationKernel):
             proposal.observe(focus.index[0], last=self._t + 1 == self._warmup_steps)
         return made, accepted
 
-    def _exchanges(self, focus: Focus, proposal: SwapProposal, steps: int) -> tuple[int, int]:
-        hook = self._hook(focus.chain.joint)
+    def _exchanges(self, focus: Focus, proposal: UniformSwaps, steps: int) -> tuple[int, int]:
+        """Make ``steps`` proposals of exchanges in every unit."""
         movable = proposal.movable(focus.independent).expand(focus.unit_shape)
         remaining = torch.where(movable, steps, 0)
-        made, accepted = int(remaining.sum()), 0
-        longest = steps if made else 0
+        made = int(remaining.sum())
+        hook = self._hook(focus.chain.joint)
+        width = 1 if hook is not None and focus.chain.replicas == 1 else focus.site.num_items * focus.site.n**2
+        if not made:
+            return 0, 0
+        if proposal.longest(focus.independent) * width <= _TABLE:
+            return made, self._by_table(focus, proposal, remaining, hook)
+        return made, self._ahead_of_time(focus, proposal, remaining, hook)
+
+    def _by_table(self, focus: Focus, proposal: UniformSwaps, remaining: Tensor, hook: SwapDelta | None) -> int:
+        """Score all exchanges of a state at once; then how many proposals it refuses is a geometric number.
+
+        The chain is the same in law as when every proposal is drawn.
+        """
+        left = remaining.to(torch.float64).cpu().numpy()
+        accepted = 0
+        while True:
+            table = self._tables.get(focus.site.name)
+            if table is None or table.index is not focus.index or table.focus is not focus:
+                table = self._tabulate(focus, proposal, hook)
+                self._tables[focus.site.name] = table
+            shape = table.total.shape
+            uniform = 1 - torch.rand(2, *shape, dtype=torch.float64).numpy()  # in (0, 1]
+            with np.errstate(divide="ignore"):
+                wait = np.floor(np.log(uniform[0]) / np.log1p(-table.total)) + 1  # inf where all are refused
+            moves = wait <= left
+            count = int(moves.sum())
+            if not count:
+                return accepted
+            left = np.where(moves, left - wait, 0.0)
+            ends = table.ends
+            chosen = np.minimum((ends < uniform[1] * ends[-1]).sum(0), len(ends) - 1)
+            accepted += count
+            table.found.take(focus, torch.from_numpy(chosen), torch.from_numpy(moves))
+
+    def _tabulate(self, focus: Focus, proposal: UniformSwaps, hook: SwapDelta | None) -> _Table:
+        items, rows, forward, backward = proposal.table(focus.index, focus.independent)
+        found = _Scored(focus, items, rows, _is_good(focus, items, rows), hook)
+        log_p = forward + (found.gain + (backward - forward)).clamp(max=0.0)
+        ends = log_p.exp().cpu().numpy().cumsum(0)
+        return _Table(focus, focus.index, found, ends, np.minimum(ends[-1], 1.0))
+
+    def _ahead_of_time(self, focus: Focus, proposal: UniformSwaps, remaining: Tensor, hook: SwapDelta | None) -> int:
+        """Score several proposals from one state at once; what lies beyond the first accepted one is thrown away."""
+        accepted, longest = 0, int(remaining.max())
         while longest > 0:
             count = min(longest, self._ahead(focus, hook is not None))
             items, rows, ratio = proposal.draw(focus.index, count, focus.independent)
             due = torch.arange(count, device=rows.device)[:, None, None] < remaining
             good = due & _is_good(focus, items, rows)
             used = remaining.clamp(max=count)
-            place = good.any((1, 2)).nonzero()[:, 0]  # what no unit can take is not scored
+            place = good.any(-1).any(-1).nonzero()[:, 0]  # what no unit can take is not scored
             if len(place):
-                items, rows, ratio, good = items[place], rows[place], ratio[place], good[place]
-                candidates = _candidates(focus, items, rows, good)
-                terms: Terms | None = None
-                if hook is None:
-                    scores, terms = focus.evaluate(candidates)
-                    gain = scores - focus.score
-                else:
-                    gain = torch.full(good.shape, -torch.inf, dtype=torch.float64, device=good.device)
-                    gain[good] = score_swaps(hook, focus, items[good], rows[good])
-                taken = good & (torch.rand_like(gain).log() < gain + ratio)
-                found, first = taken.any(0), taken.to(torch.uint8).argmax(0)
-                used = torch.where(found, place[first] + 1, used)
-                moves = int(found.sum())
+                found = _Scored(focus, items[place], rows[place], good[place], hook)
+                taken = torch.rand_like(found.gain).log() < found.gain + ratio[place]
+                units, first = taken.any(0), taken.to(torch.uint8).argmax(0)
+                used = torch.where(units, place[first] + 1, used)
+                moves = int(units.sum())
                 if moves:
-                    focus.accept(first, candidates, terms, found, gain.gather(0, first[None])[0])
+                    found.take(focus, first, units)
                     accepted += moves
                 self._rate = 0.95 * self._rate + 0.05 * float(taken.sum()) / float(due.sum())
             remaining = remaining - used
             longest = int(remaining.max())
-        return made, accepted
+        return accepted
 
     def _ahead(self, focus: Focus, hooked: bool) -> int:
         """How many proposals to score at once: about as many as are refused in a row. It does not change the chain's law."""
@@ -190,11 +232,47 @@ def _is_good(focus: Focus, items: Tensor, rows: Tensor) -> Tensor:
     return good & allowed[items[..., None], rows, columns].all(-1)
 
 
-def _candidates(focus: Focus, items: Tensor, rows: Tensor, good: Tensor) -> Tensor:
-    """Permutations after the exchanges that are good, long (K, replicas, items, n)."""
-    rows = torch.where(good[..., None], rows, 0)
+def _candidates(focus: Focus, items: Tensor, rows: Tensor) -> Tensor:
+    """Permutations after exchanges, long (K, replicas, items, n)."""
     index = focus.index.expand(len(items), *focus.index.shape)
     if focus.independent:
         return exchange(index, rows)
     places = items[..., None].expand(*items.shape, index.shape[-1])
     return index.scatter(2, places, exchange(index.gather(2, places), rows))
+
+
+class _Scored:
+    """Exchanges with their gains, float64 (K, replicas, units), ``-inf`` where they are not good."""
+
+    def __init__(self, focus: Focus, items: Tensor, rows: Tensor, good: Tensor, hook: SwapDelta | None) -> None:
+        self.items, self.rows = items, rows
+        self._terms: Terms | None = None
+        if hook is None or focus.chain.replicas > 1:
+            self._candidates = _candidates(focus, items, torch.where(good[..., None], rows, 0))
+            scores, self._terms = focus.evaluate(self._candidates)
+            self.gain = torch.where(good, scores - focus.score, -torch.inf)
+        elif bool(good.all()):
+            self.gain = score_swaps(hook, focus, items.reshape(-1), rows.reshape(-1, 2)).reshape(good.shape)
+        else:
+            self.gain = torch.full(good.shape, -torch.inf, dtype=torch.float64, device=good.device)
+            self.gain[good] = score_swaps(hook, focus, items[good], rows[good])
+
+    def take(self, focus: Focus, chosen: Tensor, units: Tensor) -> None:
+        """Let units take the exchanges chosen (replicas, units)."""
+        if self._terms is not None:
+            focus.accept(chosen, self._candidates, self._terms, units)
+            return
+        unit = units[0].nonzero()[:, 0]
+        place = chosen[0, unit]
+        focus.exchange(self.items[place, 0, unit], self.rows[place, 0, unit], self.gain[place, 0, unit])
+
+
+@dataclasses.dataclass
+class _Table:
+    """All exchanges of one state, with the cumulative probability that one step proposes and accepts them."""
+
+    focus: Focus
+    index: Tensor
+    found: _Scored
+    ends: NDArray[np.float64]
+    total: NDArray[np.float64]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 
 import torch
@@ -109,10 +110,11 @@ def score_swaps(hook: SwapDelta, focus: Focus, items: Tensor, rows: Tensor) -> T
     for name, site in focus.chain.joint.sites.items():
         if name != focus.site.name:
             others[name] = site.to_value(focus.chain.index[name][0])
-    change = hook(Swaps(focus.site.name, focus.index[0], items, rows, others))
+    change = hook(Swaps(focus.site.name, focus.first_index, items, rows, others))
     if not isinstance(change, Tensor) or change.shape != items.shape:
         found = tuple(change.shape) if isinstance(change, Tensor) else type(change).__name__
         raise ValueError(f"swap_delta must return a tensor of shape {tuple(items.shape)}, but returned {found}")
-    if bool((change != change).any()) or bool((change == torch.inf).any()):
+    total = float(change.sum())
+    if math.isnan(total) or total == math.inf:
         raise ValueError(f"swap_delta returned NaN or +inf at site '{focus.site.name}'; it must return numbers or -inf")
     return change.to(torch.float64)
