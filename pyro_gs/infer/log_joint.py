@@ -209,6 +209,7 @@ class LogJoint:
         count = next(k for k in range(2, len(taken) + 3) if k not in taken)
         draws = [self.draw() for _ in range(count)]
         others = {name: node["value"] for name, node in self.others.items()}
+        alone = torch.cat([self._run(draw, others, None, None).total for draw in draws], 1)
         reason = ""
         try:
             joined = self._run(
@@ -217,7 +218,6 @@ class LogJoint:
         except Exception as error:
             reason = f" ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
         else:
-            alone = torch.cat([self._run(draw, others, None, None).total for draw in draws], 1)
             if joined.total.shape == alone.shape and torch.allclose(
                 joined.total, alone, rtol=1e-4, atol=1e-4, equal_nan=True
             ):
