@@ -19,6 +19,7 @@ from pyro_gs.distributions.uniform_permutation import UniformPermutation
 from pyro_gs.infer.annealing import AnnealedSVI, ConstantSchedule, ExponentialSchedule, LinearSchedule
 from pyro_gs.infer.autoguide import AutoGumbelSinkhorn
 from pyro_gs.infer.handlers import RelaxMessenger, register_relaxation, relax
+from pyro_gs.infer.mcmc.swap_metropolis import SwapMetropolis
 from pyro_gs.ops.implicit import SinkhornSolution, SinkhornWarning
 from pyro_gs.ops.laplacian import laplacian_logdet, laplacian_solve
 from pyro_gs.ops.matching import matching, to_index, to_matrix
@@ -55,6 +56,7 @@ __all__ = [
     "StickBreakingPermutation",
     "StickBreakingTransform",
     "SupportWarning",
+    "SwapMetropolis",
     "UniformPermutation",
     "constraints",
     "gumbel_noise_kl",
