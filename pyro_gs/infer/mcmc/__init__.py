@@ -1,0 +1,1 @@
+"""Markov chains over permutations, and what tells whether they converged."""
