@@ -11,6 +11,7 @@ from torch import Tensor
 from pyro_gs.distributions.constraints import doubly_stochastic
 from pyro_gs.distributions.relaxed import plain
 from pyro_gs.ops.logits import first_position
+from pyro_gs.ops.matching import solve_assignment, to_index
 
 Samples = Mapping[str, Tensor]
 
@@ -129,3 +130,36 @@ def permutation_sites(samples: Samples, sites: Iterable[str] | None = None) -> l
 def is_hard(value: Tensor) -> bool:
     """Whether all entries are zero or one."""
     return bool(((value == 0) | (value == 1)).all())
+
+
+def columns(value: Tensor) -> Tensor:
+    """Column of each row, (..., n, n) to (..., n) long; of relaxed permutations by the matching of their logarithm."""
+    if is_hard(value):
+        return to_index(value)
+    return solve_assignment(value.clamp(min=torch.finfo(value.dtype).tiny).log())
+
+
+def hamming(value: Tensor, reference: Tensor) -> Tensor:
+    """Share of rows in which permutations differ, ``1 - <P, Q> / n``: (..., n, n) to (...), 0 to 1; also of relaxed ones."""
+    return 1 - (value * reference).sum((-1, -2)) / value.shape[-1]
+
+
+def check_log_density(log_density: Tensor, lead: torch.Size) -> Tensor:
+    """Log density of draws as (chains, draws).
+
+    Raises:
+        TypeError: not a floating tensor.
+        ValueError: another shape (of one chain, (draws,) will do), a NaN or infinity.
+    """
+    if not isinstance(log_density, Tensor) or not log_density.is_floating_point():
+        kind = log_density.dtype if isinstance(log_density, Tensor) else type(log_density).__name__
+        raise TypeError(f"log_density must be a floating tensor of shape {tuple(lead)}, but is {kind}")
+    value = log_density.detach()
+    if value.dim() == 1 and lead[0] == 1:
+        value = value[None]
+    if value.shape != lead:
+        raise ValueError(f"log_density must have shape {tuple(lead)}, but has shape {tuple(log_density.shape)}")
+    if not bool(value.isfinite().all()):
+        where = first_position(~value.isfinite())
+        raise ValueError(f"log_density{list(where)} is {float(value[where])}; expected finite values")
+    return value

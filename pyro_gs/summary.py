@@ -13,8 +13,8 @@ from torch import Tensor
 
 from pyro_gs.distributions.constraints import permutation
 from pyro_gs.ops.logits import check_floating, check_square, describe, first_position
-from pyro_gs.ops.matching import matching, solve_assignment, to_index, to_matrix
-from pyro_gs.samples import Samples, WeightedPermutations, by_chain, is_hard, permutation_sites
+from pyro_gs.ops.matching import matching, to_index, to_matrix
+from pyro_gs.samples import Samples, WeightedPermutations, by_chain, columns, is_hard, permutation_sites
 
 _LISTED_ITEMS = 20
 _LISTED_N = 12
@@ -277,14 +277,12 @@ def summary(
 
 def _summarize(values: Tensor, weights: Tensor | None) -> SiteSummary:
     """Summary of values (K, ..., n, n) with weights (K,), None for equal ones."""
-    relaxed = not is_hard(values)
     if weights is None:
         marginals = values.mean(0)
         weights = values.new_full(values.shape[:1], 1 / len(values), dtype=torch.float64)
     else:
         marginals = torch.tensordot(weights.to(values), values, dims=1)
-    tiny = torch.finfo(values.dtype).tiny  # entries that underflowed
-    index = solve_assignment(values.clamp(min=tiny).log()) if relaxed else to_index(values)
+    index = columns(values)
     log_marginals = marginals.log()
     score = log_marginals.gather(-1, index.movedim(0, -1)).sum(-2)  # (..., K)
     batch = score.shape[:-1]
@@ -299,7 +297,7 @@ def _summarize(values: Tensor, weights: Tensor | None) -> SiteSummary:
         confidence=marginals.amax(-1),
         entropy=torch.special.entr(marginals).sum(-1),
         distinct=distinct,
-        relaxed=relaxed,
+        relaxed=not is_hard(values),
     )
 
 

@@ -7,14 +7,13 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from pyro.infer.mcmc.api import AbstractMCMC
 from scipy.special import ndtri
 from torch import Tensor
 
-from pyro_gs.ops.logits import first_position, warn_user
-from pyro_gs.samples import Samples, by_chain, permutation_sites
+from pyro_gs.ops.logits import warn_user
+from pyro_gs.samples import Samples, by_chain, check_log_density, hamming, permutation_sites
 from pyro_gs.summary import summary
 
 Array = NDArray[np.float64]
@@ -294,32 +293,17 @@ def _quantities(
     modes = summary({name: values[name] for name in names}, group_by_chain=True, sites=names)
     for name, value in values.items():
         if name in modes:
-            distance = 1 - (value * modes[name].map).sum((-1, -2)) / value.shape[-1]
+            distance = hamming(value, modes[name].map)
             out += [_Quantity(name, value, f"{name}_entry"), _Quantity(f"{name}_hamming", distance, f"{name}_item")]
         else:
             out.append(_Quantity(name, value))
     if log_density is not None:
-        out.append(_Quantity("log_density", _check_log_density(log_density, lead)))
+        out.append(_Quantity("log_density", check_log_density(log_density, lead)))
     made = [one.name for one in out]
     twice = [name for name in made if made.count(name) > 1]
     if twice:
         raise ValueError(f"samples has a site {twice[0]!r}, which is the name of a variable made here; rename the site")
     return out
-
-
-def _check_log_density(log_density: Tensor, lead: torch.Size) -> Tensor:
-    if not isinstance(log_density, Tensor) or not log_density.is_floating_point():
-        kind = log_density.dtype if isinstance(log_density, Tensor) else type(log_density).__name__
-        raise TypeError(f"log_density must be a floating tensor of shape {tuple(lead)}, but is {kind}")
-    value = log_density.detach()
-    if value.dim() == 1 and lead[0] == 1:
-        value = value[None]
-    if value.shape != lead:
-        raise ValueError(f"log_density must have shape {tuple(lead)}, but has shape {tuple(log_density.shape)}")
-    if not bool(value.isfinite().all()):
-        where = first_position(~value.isfinite())
-        raise ValueError(f"log_density{list(where)} is {float(value[where])}; expected finite values")
-    return value
 
 
 def _warn_constant(names: Iterable[str], shape: tuple[int, ...] | None) -> None:
