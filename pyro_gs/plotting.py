@@ -367,6 +367,9 @@ def _check_allowed(allowed: Any, shape: torch.Size) -> Tensor:
         raise TypeError(f"allowed must be a tensor of dtype torch.bool and shape {tuple(shape)}, but is {kind}")
     if allowed.shape != shape:
         raise ValueError(f"allowed must have shape {tuple(shape)}, but has shape {tuple(allowed.shape)}")
+    empty = ~allowed.any(-1)
+    if bool(empty.any()):
+        raise ValueError(f"allowed must allow every row a column, but row {int(empty.nonzero()[0])} has none")
     return allowed
 
 
