@@ -1,5 +1,6 @@
 """Latent permutations for Pyro: Sinkhorn operators, Gumbel-Sinkhorn laws, guides and handlers."""
 
+from pyro_gs.calibration import reliability
 from pyro_gs.distributions import constraints
 from pyro_gs.distributions.birkhoff import BirkhoffTransform, DivergenceError
 from pyro_gs.distributions.gibbs_matching import GibbsMatching
@@ -28,7 +29,7 @@ from pyro_gs.ops.permanent import log_permanent, log_permanent_bounds
 from pyro_gs.ops.ranking import kendall_distance
 from pyro_gs.ops.sinkhorn import log_sinkhorn, sinkhorn, solve_sinkhorn
 from pyro_gs.ops.support import SupportWarning
-from pyro_gs.summary import reliability, summary
+from pyro_gs.summary import summary
 
 __version__ = "0.1.0"
 

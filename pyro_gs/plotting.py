@@ -23,8 +23,9 @@ from numpy.typing import NDArray
 from pyro.infer.mcmc.api import AbstractMCMC
 from torch import Tensor
 
+from pyro_gs.calibration import Reliability, check_marginals, check_permutation
 from pyro_gs.samples import Samples, by_chain, check_log_density, columns, hamming, permutation_sites
-from pyro_gs.summary import Reliability, SiteSummary, Summary, check_marginals, check_permutation, summary
+from pyro_gs.summary import SiteSummary, Summary, summary
 
 Posterior = Tensor | SiteSummary | Summary
 

@@ -175,7 +175,7 @@ TWO = torch.eye(2).expand(5, 2, 2)
         (
             lambda: plotting.plot_entropy(TWO[0], allowed=torch.tensor([[True, True], [False, False]])),
             ValueError,
-            "to row 1",
+            "row 1 has none",
         ),
         (lambda: plotting.plot_reliability(TWO), TypeError, "curve must be a Reliability"),
         (lambda: plotting.plot_reliability(pgs.summary({"P": TWO})), ValueError, "without the truth"),

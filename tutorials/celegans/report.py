@@ -16,7 +16,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from torch import Tensor
 
-from pyro_gs.summary import reliability
+from pyro_gs.calibration import reliability
 from tutorials.celegans.connectome import Connectome
 from tutorials.celegans.identification import Identification, onehot
 from tutorials.celegans.worms import Worms, accuracy
