@@ -31,12 +31,17 @@ def p_value(index, law):
     If they are too few even together, the next smallest cell takes them in.
     """
     values, log_p = enumerated(law)
-    size = len(index)
     code = law.n ** torch.arange(law.n)
     cells = {int(c): i for i, c in enumerate((values.argmax(-1) * code).sum(-1))}
     found = [cells[int(c)] for c in (index * code).sum(-1)]
-    counts = torch.bincount(torch.tensor(found), minlength=len(values)).double()
-    expected = size * log_p.double().exp()
+    return goodness_of_fit(torch.bincount(torch.tensor(found), minlength=len(values)), log_p.exp())
+
+
+def goodness_of_fit(counts, probability):
+    """p-value of counts (cells,) of independent draws against probabilities (cells,); cells are joined as above."""
+    counts = counts.double()
+    size = float(counts.sum())
+    expected = size * probability.double()
     rare = expected < 5
     if 0 < float(expected[rare].sum()) < 5 and not bool(rare.all()):
         rare = rare | (expected == expected[~rare].min())
