@@ -1,5 +1,6 @@
 """Latent permutations for Pyro: Sinkhorn operators, Gumbel-Sinkhorn laws, guides and handlers."""
 
+from pyro_gs.calibration import reliability
 from pyro_gs.distributions import constraints
 from pyro_gs.distributions.birkhoff import BirkhoffTransform, DivergenceError
 from pyro_gs.distributions.gibbs_matching import GibbsMatching
@@ -19,6 +20,8 @@ from pyro_gs.distributions.uniform_permutation import UniformPermutation
 from pyro_gs.infer.annealing import AnnealedSVI, ConstantSchedule, ExponentialSchedule, LinearSchedule
 from pyro_gs.infer.autoguide import AutoGumbelSinkhorn
 from pyro_gs.infer.handlers import RelaxMessenger, register_relaxation, relax
+from pyro_gs.infer.mcmc.convergence import ConvergenceWarning, convergence, posterior_dict
+from pyro_gs.infer.mcmc.swap_metropolis import SwapMetropolis
 from pyro_gs.ops.implicit import SinkhornSolution, SinkhornWarning
 from pyro_gs.ops.laplacian import laplacian_logdet, laplacian_solve
 from pyro_gs.ops.matching import matching, to_index, to_matrix
@@ -27,6 +30,7 @@ from pyro_gs.ops.permanent import log_permanent, log_permanent_bounds
 from pyro_gs.ops.ranking import kendall_distance
 from pyro_gs.ops.sinkhorn import log_sinkhorn, sinkhorn, solve_sinkhorn
 from pyro_gs.ops.support import SupportWarning
+from pyro_gs.summary import summary
 
 __version__ = "0.1.0"
 
@@ -35,6 +39,7 @@ __all__ = [
     "AutoGumbelSinkhorn",
     "BirkhoffTransform",
     "ConstantSchedule",
+    "ConvergenceWarning",
     "DivergenceError",
     "EstimateWarning",
     "ExponentialSchedule",
@@ -55,8 +60,10 @@ __all__ = [
     "StickBreakingPermutation",
     "StickBreakingTransform",
     "SupportWarning",
+    "SwapMetropolis",
     "UniformPermutation",
     "constraints",
+    "convergence",
     "gumbel_noise_kl",
     "kendall_distance",
     "laplacian_logdet",
@@ -67,10 +74,13 @@ __all__ = [
     "matching",
     "monte_carlo_kl",
     "pad_logits",
+    "posterior_dict",
     "register_relaxation",
     "relax",
+    "reliability",
     "sinkhorn",
     "solve_sinkhorn",
+    "summary",
     "tightened_kl",
     "to_index",
     "to_matrix",

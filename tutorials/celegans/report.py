@@ -16,6 +16,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from torch import Tensor
 
+from pyro_gs.calibration import reliability
 from tutorials.celegans.connectome import Connectome
 from tutorials.celegans.identification import Identification, onehot
 from tutorials.celegans.worms import Worms, accuracy
@@ -53,15 +54,14 @@ class Score:
     seconds: float
 
 
-def calibration_error(result: Identification, worms: Worms, bins: int = 10) -> float:
-    """Expected calibration error of the answers about unknown neurons, in [0, 1]."""
+def calibration_error(result: Identification, worms: Worms) -> float:
+    """Expected calibration error of the answers about unknown neurons, in [0, 1]; 0 if all are known."""
     assert worms.truth is not None
-    unknown = ~worms.known
-    sure = result.marginals.gather(2, result.index[..., None])[..., 0][unknown]
-    right = (result.index == worms.truth)[unknown].double()
-    which = (sure * bins).long().clamp(max=bins - 1)
-    total = sum(float((sure[which == k] - right[which == k]).sum().abs()) for k in range(bins))
-    return total / max(1, int(unknown.sum()))
+    if worms.known.all():
+        return 0.0
+    return reliability(
+        result.marginals, onehot(worms.truth), answer=onehot(result.index), rows=~worms.known
+    ).calibration_error
 
 
 def score(result: Identification, worms: Worms) -> Score:

@@ -214,6 +214,15 @@ class PermutationKernel(MCMCKernel):
         return self._values()
 
     @property
+    def num_proposed(self) -> int:
+        """Number of proposals in the warm-up or, after it, in the samples."""
+        return self._proposed
+
+    def end_warmup(self) -> None:
+        """End the warm-up now, whatever number of steps it was set up with."""
+        self._warmup_steps = self._t
+
+    @property
     def acceptance_rate(self) -> float:
         """Share of proposals that were accepted, in the warm-up or, after it, in the samples."""
         return self._accepted / self._proposed if self._proposed else 0.0

@@ -23,8 +23,8 @@ from pyro_gs.ops.logits import check_count
 _LONGEST, _LONGEST_HOOK = 64, 512
 """Most proposals that are scored at once, without a hook and with one."""
 
-_TABLE = 2**15
-"""Numbers of candidates up to which all exchanges of a state are scored at once."""
+_TABLE = 2**13
+"""Numbers of the candidates' matrices up to which all exchanges of a state are scored at once in any case."""
 
 _WIDTH = 2**17
 """Numbers of the candidates' matrices beyond which scoring more of them at once saves no time."""
@@ -134,7 +134,8 @@ class SwapMetropolis(PermutationKernel):
         width = 1 if hook is not None and focus.chain.replicas == 1 else focus.site.num_items * focus.site.n**2
         if not made:
             return 0, 0
-        if proposal.longest(focus.independent) * width <= _TABLE:
+        longest = proposal.longest(focus.independent)
+        if longest * width <= _TABLE or longest * self._rate < 2:
             return made, self._by_table(focus, proposal, remaining, hook)
         return made, self._ahead_of_time(focus, proposal, remaining, hook)
 
@@ -150,6 +151,7 @@ class SwapMetropolis(PermutationKernel):
             if table is None or table.index is not focus.index or table.focus is not focus:
                 table = self._tabulate(focus, proposal, hook)
                 self._tables[focus.site.name] = table
+                self._rate = 0.9 * self._rate + 0.1 * float(table.total.mean())
             shape = table.total.shape
             uniform = 1 - torch.rand(2, *shape, dtype=torch.float64).numpy()  # in (0, 1]
             with np.errstate(divide="ignore"):

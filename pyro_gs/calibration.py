@@ -1,0 +1,124 @@
+"""Whether probabilities of a posterior over permutations are as often right as they say."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_gs.distributions.constraints import permutation
+from pyro_gs.ops.logits import check_floating, check_square, describe, first_position
+from pyro_gs.ops.matching import to_index
+
+
+@dataclass(frozen=True, eq=False)
+class Reliability:
+    """Probabilities beside how often what they were given to is true, over bins of equal width that are not empty.
+
+    Attributes:
+        lower: shape (bins,), left edges, the right one ``width`` further.
+        width: of a bin.
+        count: shape (bins,), long: answers in the bin.
+        confidence: shape (bins,): mean probability of these answers.
+        accuracy: shape (bins,): share of them that is right.
+    """
+
+    lower: Tensor
+    width: float
+    count: Tensor
+    confidence: Tensor
+    accuracy: Tensor
+
+    @property
+    def calibration_error(self) -> float:
+        """Expected calibration error (Naeini et al. 2015): mean gap between confidence and accuracy over answers."""
+        return float((self.count * (self.confidence - self.accuracy).abs()).sum() / self.count.sum())
+
+
+def reliability(
+    marginals: Tensor, truth: Tensor, bins: int = 10, *, answer: Tensor | None = None, rows: Tensor | None = None
+) -> Reliability:
+    """Reliability curve: of the answers given with probability p, the share that is right.
+
+    Args:
+        marginals: shape (..., n, n), posterior probability that a row is matched to a column; rows sum to one.
+        truth: permutation matrices that broadcast to this shape.
+        bins: number of bins of [0, 1].
+        answer: permutation matrices, the answers whose probabilities are tested; by default each row's likeliest column.
+        rows: bool, shape (..., n), broadcast: the rows that count, by default all.
+
+    Returns:
+        The curve, and by its ``calibration_error`` the expected calibration error.
+
+    Raises:
+        TypeError: an argument is not a tensor, or ``rows`` not bool.
+        ValueError: a row of ``marginals`` is no probability vector, ``truth`` or ``answer`` no permutation, shapes do not
+            broadcast, ``bins`` is no positive integer, no row counts.
+
+    Example:
+        >>> import torch
+        >>> curve = reliability(torch.tensor([[0.9, 0.1], [0.1, 0.9]]), torch.eye(2), bins=4)
+        >>> curve.lower, curve.accuracy, round(curve.calibration_error, 3)
+        (tensor([0.7500]), tensor([1.]), 0.1)
+    """
+    check_marginals(marginals)
+    right = check_permutation(truth, "truth", marginals.shape)
+    if isinstance(bins, bool) or not isinstance(bins, int) or bins < 1:
+        raise ValueError(f"bins must be an integer of at least 1, but is {bins!r}")
+    if answer is None:
+        column = marginals.argmax(-1)
+    else:
+        column = check_permutation(answer, "answer", marginals.shape)
+    sure = marginals.gather(-1, column[..., None])[..., 0]
+    hit = (column == right).to(sure.dtype)
+    if rows is not None:
+        if not isinstance(rows, Tensor) or rows.dtype != torch.bool:
+            kind = rows.dtype if isinstance(rows, Tensor) else type(rows).__name__
+            raise TypeError(f"rows must be a tensor of dtype torch.bool and shape (..., n), but is {kind}")
+        counted = _broadcast(rows, "rows", sure.shape)
+        if not bool(counted.any()):
+            raise ValueError("rows must hold at least one True, but no row counts")
+        sure, hit = sure[counted], hit[counted]
+    sure, hit = sure.reshape(-1), hit.reshape(-1)
+    which = (sure * bins).long().clamp(max=bins - 1)
+    count = torch.bincount(which, minlength=bins)
+    used = count > 0
+    total = [torch.zeros_like(count, dtype=sure.dtype).index_add(0, which, x)[used] / count[used] for x in (sure, hit)]
+    lower = torch.arange(bins, dtype=sure.dtype, device=sure.device)[used] / bins
+    return Reliability(lower, 1 / bins, count[used], *total)
+
+
+def check_marginals(marginals: Any) -> None:
+    """Raise unless it is a floating tensor (..., n, n) whose rows are probability vectors, up to 1e-3 in their sum."""
+    check_square(marginals, "marginals")
+    check_floating(marginals, "marginals")
+    good = (marginals >= 0).all(-1) & ((marginals.sum(-1) - 1).abs() <= 1e-3)
+    if not bool(good.all()):
+        *item, row = first_position(~good)
+        raise ValueError(
+            f"row {row}{describe(tuple(item))} of marginals must be probabilities that sum to one, but is "
+            f"{marginals[first_position(~good)].tolist()[:8]}{'...' if marginals.shape[-1] > 8 else ''}"
+        )
+
+
+def check_permutation(value: Any, name: str, shape: torch.Size) -> Tensor:
+    """Index of permutation matrices that broadcast to a shape, (..., n) of its batch.
+
+    Raises:
+        TypeError: not a tensor.
+        ValueError: no permutation matrices, or they do not broadcast.
+    """
+    check_square(value, name)
+    good = permutation.check(value)
+    if not bool(good.all()):
+        raise ValueError(f"{name}{describe(first_position(~good) if good.dim() else ())} is not a permutation matrix")
+    return to_index(_broadcast(value, name, shape))
+
+
+def _broadcast(value: Tensor, name: str, shape: torch.Size) -> Tensor:
+    try:
+        return value.expand(shape)
+    except RuntimeError:
+        raise ValueError(f"{name} must broadcast to shape {tuple(shape)}, but has shape {tuple(value.shape)}") from None
