@@ -12,62 +12,128 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pyro_gs.infer.mcmc.chain import Focus
+
 Bools = NDArray[np.bool_]
 Longs = NDArray[np.int64]
 
 
-def propose_cycle(index: Tensor, allowed: Tensor) -> tuple[Tensor, float] | None:
-    """Draw a cycle by a walk that avoids itself and closes, where it may, with probability one half.
+def move_by_cycles(focus: Focus) -> tuple[int, int]:
+    """Propose one cycle for every unit and accept or refuse it by Metropolis-Hastings.
 
-    Args:
-        index: permutation, long (n,).
-        allowed: bool (n, n).
+    Where the items depend on each other, the cycle is in one of them, drawn uniformly.
 
     Returns:
-        The permutation after the move and the log of the proposal's probability backward over forward; None where the walk
-        came to an end without closing.
+        Numbers of proposals made and accepted.
+
+    Raises:
+        ItemsDepend: passed on from ``Focus.evaluate``.
     """
-    taken = index.cpu().numpy()
-    edges = allowed.cpu().numpy()[:, taken]  # [x, y]: x may take the column of y
-    n = len(taken)
-    np.fill_diagonal(edges, False)
-    uniform = torch.rand(2 * n + 1, dtype=torch.float64).tolist()
-    start = min(int(uniform[0] * n), n - 1)
-    free = np.ones(n, dtype=bool)
-    free[start] = False
-    path = [start]
-    while True:
-        here, t = path[-1], len(path)
-        options = (edges[here] & free).nonzero()[0]
-        closes = t > 1 and bool(edges[here, start])
-        if closes and (not len(options) or uniform[2 * t - 1] < 0.5):
+    site = focus.site
+    replicas = torch.arange(focus.chain.replicas, device=site.device)[:, None]
+    if focus.independent:
+        items = torch.arange(site.num_items, device=site.device).expand(focus.unit_shape)
+    else:
+        items = torch.randint(site.num_items, focus.unit_shape, device=site.device)
+    mask = torch.ones(1, site.n, site.n, dtype=torch.bool) if site.allowed is None else site.allowed
+    which = torch.zeros_like(items) if site.allowed is None else items
+    new, ratio = propose_cycles(focus.index[replicas, items].flatten(0, 1), mask, which.flatten())
+    made = focus.unit_shape.numel()
+    if bool((ratio == -torch.inf).all()):
+        return made, 0
+    candidates = focus.index.clone()
+    candidates[replicas, items] = new.reshape(*items.shape, site.n)
+    scores, terms = focus.evaluate(candidates[None])
+    ratio = ratio.reshape(focus.unit_shape)
+    taken = torch.rand_like(ratio).log() < scores[0] - focus.score + ratio
+    focus.accept(torch.zeros_like(items), candidates[None], terms, taken)
+    return made, int(taken.sum())
+
+
+def propose_cycles(index: Tensor, allowed: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:
+    """Draw cycles by walks that avoid themselves and close, where they may, with probability one half.
+
+    Args:
+        index: permutations, long (B, n).
+        allowed: masks, bool (items, n, n).
+        items: which of the masks each permutation obeys, long (B,).
+
+    Returns:
+        The permutations after the move, long (B, n), and the log of the proposal's probability backward over forward,
+        float64 (B,): ``-inf``, with the permutation as it was, where the walk came to an end without closing.
+    """
+    taken, mask, item = index.cpu().numpy(), allowed.cpu().numpy(), items.cpu().numpy()
+    path, length = _walk(taken, mask, item)
+    found = length.nonzero()[0]
+    new, ratio = taken.copy(), np.full(len(taken), -np.inf)
+    if len(found):
+        length, item = length[found], item[found]
+        path = path[found, : int(length.max())]
+        place = np.arange(path.shape[1])
+        inside = place < length[:, None]
+        follows = np.take_along_axis(path, (place + 1) % length[:, None], 1)
+        owner = np.broadcast_to(found[:, None], path.shape)
+        new[owner[inside], path[inside]] = taken[owner[inside], follows[inside]]
+        backward = np.take_along_axis(path, (length[:, None] - 1 - place) % length[:, None], 1)
+        ratio[found] = _log_probability(backward, length, new[found], mask, item) - _log_probability(
+            path, length, taken[found], mask, item
+        )
+    return torch.from_numpy(new).to(index.device), torch.from_numpy(ratio).to(index.device)
+
+
+def _walk(taken: Longs, mask: Bools, item: Longs) -> tuple[Longs, Longs]:
+    """The rows of each walk, (B, n), and its length, 0 where it did not close."""
+    size, n = taken.shape
+    path, length = np.zeros_like(taken), np.zeros(size, dtype=np.int64)
+    free = np.ones((size, n), dtype=bool)
+    start = np.minimum((torch.rand(size, dtype=torch.float64).numpy() * n).astype(np.int64), n - 1)
+    path[:, 0] = start
+    walking = np.arange(size)
+    free[walking, start] = False
+    for t in range(1, n + 1):
+        reach = np.take_along_axis(mask[item[walking], path[walking, t - 1]], taken[walking], 1)
+        closes = reach[np.arange(len(walking)), start[walking]] & (t > 1)
+        options = (reach & free[walking]).cumsum(1)
+        count = options[:, -1]
+        close, step = torch.rand(2, len(walking), dtype=torch.float64).numpy()
+        ends = closes & ((count == 0) | (close < 0.5))
+        length[walking[ends]] = t
+        goes = ~ends & (count > 0)
+        walking, options, count = walking[goes], options[goes], count[goes]
+        if not len(walking):
             break
-        if not len(options):
-            return None
-        following = int(options[min(int(uniform[2 * t] * len(options)), len(options) - 1)])
-        free[following] = False
-        path.append(following)
-    cycle = np.array(path)
-    new = taken.copy()
-    new[cycle] = taken[np.roll(cycle, -1)]
-    forward = _log_probability(cycle, edges)
-    backward_edges = allowed.cpu().numpy()[:, new]
-    np.fill_diagonal(backward_edges, False)
-    return torch.from_numpy(new).to(index.device), _log_probability(cycle[::-1], backward_edges) - forward
+        chosen = np.minimum((step[goes] * count).astype(np.int64), count - 1)
+        following = (options > chosen[:, None]).argmax(1)
+        path[walking, t] = following
+        free[walking, following] = False
+    return path, length
 
 
-def _log_probability(cycle: Longs, edges: Bools) -> float:
-    """Log-probability, up to the choice of the first row, that the walk draws a cycle from any of its rows."""
-    k = len(cycle)
-    degree = edges[cycle].sum(1)
-    among = edges[cycle[:, None], cycle]
-    logs = np.empty(k)
-    for first in range(k):
-        seen = np.roll(among, (-first, -first), (0, 1))
-        options = np.roll(degree, -first) - np.tril(seen, -1).sum(1)
-        closes = seen[:, 0].copy()
-        closes[0] = False
-        # Before its end the walk goes on, which it must where it cannot close; at the end it closes.
-        steps = -np.log(options[:-1]) - np.log(2) * closes[:-1]
-        logs[first] = steps.sum() - np.log(2) * (options[-1] > 0)
-    return float(np.logaddexp.reduce(logs))
+def _log_probability(path: Longs, length: Longs, taken: Longs, mask: Bools, item: Longs) -> NDArray[np.float64]:
+    """Log-probabilities, up to the choice of the first row, that the walk draws cycles from any of their rows.
+
+    Args:
+        path: rows of the cycles, (B, L); what lies beyond ``length`` is ignored.
+        length: number of rows, (B,).
+        taken: permutations before the move, (B, n).
+        mask: (items, n, n).
+        item: (B,).
+    """
+    place = np.arange(path.shape[1])
+    inside = place < length[:, None]
+    columns = np.take_along_axis(taken, path, 1)
+    among = mask[item[:, None, None], path[:, :, None], columns[:, None, :]]  # [i, j]: row i of the path may follow to j
+    among = among & inside[:, :, None] & inside[:, None, :] & (place[:, None] != place)
+    degree = mask[item[:, None], path].sum(-1) - 1  # all columns but its own
+    # Of the rows that i may follow to, those are gone that the walk from row f has met: f, ..., i in cyclic order.
+    upto = among.cumsum(2)
+    own = upto[:, place, place]
+    met = own[:, :, None] - (upto - among) + np.where(place > place[:, None], upto[:, :, -1:], 0)
+    options = degree[:, :, None] - met  # [i, f]
+    last = (place[:, None] - place + 1) % length[:, None, None] == 0
+    going = inside[:, :, None] & inside[:, None, :] & ~last
+    # Before its end the walk goes on, which it must where it cannot close; at the end it closes.
+    steps = np.where(going, -np.log(np.where(going, options, 1)) - np.log(2) * among, 0.0).sum(1)
+    steps -= np.log(2) * (last & (options > 0) & inside[:, :, None]).sum(1)
+    result: NDArray[np.float64] = np.logaddexp.reduce(np.where(inside, steps, -np.inf), 1)
+    return result

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,12 +11,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pyro_gs.infer.log_joint import LogJoint, PotentialJoint, Terms
+from pyro_gs.infer.log_joint import LogJoint, PotentialJoint
 from pyro_gs.infer.mcmc.chain import Focus
-from pyro_gs.infer.mcmc.cycles import propose_cycle
+from pyro_gs.infer.mcmc.cycles import move_by_cycles
 from pyro_gs.infer.mcmc.permutation_kernel import PermutationKernel
 from pyro_gs.infer.mcmc.proposals import AdaptedSwaps, UniformSwaps
-from pyro_gs.infer.mcmc.swaps import SwapDelta, check_swap_delta, exchange, score_swaps
+from pyro_gs.infer.mcmc.scored_swaps import ScoredSwaps, is_good
+from pyro_gs.infer.mcmc.swaps import SwapDelta, check_swap_delta
 from pyro_gs.ops.logits import check_count
 
 _LONGEST, _LONGEST_HOOK = 64, 512
@@ -119,7 +119,7 @@ class SwapMetropolis(PermutationKernel):
         cycles = self._num_cycles if self._num_cycles is not None else int(site.allowed is not None)
         made, accepted = self._exchanges(focus, proposal, steps)
         for _ in range(cycles):
-            more, taken = self._cycle(focus)
+            more, taken = move_by_cycles(focus)
             made, accepted = made + more, accepted + taken
         if self.warming_up and isinstance(proposal, AdaptedSwaps):
             proposal.observe(focus.index[0], last=self._t + 1 == self._warmup_steps)
@@ -168,7 +168,7 @@ class SwapMetropolis(PermutationKernel):
 
     def _tabulate(self, focus: Focus, proposal: UniformSwaps, hook: SwapDelta | None) -> _Table:
         items, rows, forward, backward = proposal.table(focus.index, focus.independent)
-        found = _Scored(focus, items, rows, _is_good(focus, items, rows), hook)
+        found = ScoredSwaps(focus, items, rows, is_good(focus.site, focus.index, items, rows), hook)
         log_p = forward + (found.gain + (backward - forward)).clamp(max=0.0)
         log_p = torch.where(found.gain > -torch.inf, log_p, -torch.inf)
         ends = log_p.exp().cpu().numpy().cumsum(0)
@@ -181,11 +181,11 @@ class SwapMetropolis(PermutationKernel):
             count = min(longest, self._ahead(focus, hook is not None))
             items, rows, ratio = proposal.draw(focus.index, count, focus.independent)
             due = torch.arange(count, device=rows.device)[:, None, None] < remaining
-            good = due & _is_good(focus, items, rows)
+            good = due & is_good(focus.site, focus.index, items, rows)
             used = remaining.clamp(max=count)
             place = good.any(-1).any(-1).nonzero()[:, 0]  # what no unit can take is not scored
             if len(place):
-                found = _Scored(focus, items[place], rows[place], good[place], hook)
+                found = ScoredSwaps(focus, items[place], rows[place], good[place], hook)
                 taken = torch.rand_like(found.gain).log() < found.gain + ratio[place]
                 units, first = taken.any(0), taken.to(torch.uint8).argmax(0)
                 used = torch.where(units, place[first] + 1, used)
@@ -204,71 +204,6 @@ class SwapMetropolis(PermutationKernel):
         most = _LONGEST_HOOK if hooked else max(1, min(_LONGEST, _WIDTH // width))
         return max(1, min(most, int(1.5 / max(self._rate, 1e-3))))
 
-    def _cycle(self, focus: Focus) -> tuple[int, int]:
-        """Propose one cycle for every unit."""
-        site = focus.site
-        mask = torch.ones(site.n, site.n, dtype=torch.bool) if site.allowed is None else site.allowed
-        candidates = focus.index.clone()[None]
-        ratio = torch.full(focus.unit_shape, -torch.inf, dtype=torch.float64, device=site.device)
-        for replica, unit in itertools.product(*map(range, focus.unit_shape)):
-            item = unit if focus.independent else int(torch.randint(site.num_items, ()))
-            drawn = propose_cycle(focus.index[replica, item], mask if mask.dim() == 2 else mask[item])
-            if drawn is not None:
-                candidates[0, replica, item], ratio[replica, unit] = drawn
-        made = focus.unit_shape.numel()
-        if bool((ratio == -torch.inf).all()):
-            return made, 0
-        scores, terms = focus.evaluate(candidates)
-        taken = torch.rand_like(ratio).log() < scores[0] - focus.score + ratio
-        focus.accept(torch.zeros_like(ratio, dtype=torch.long), candidates, terms, taken)
-        return made, int(taken.sum())
-
-
-def _is_good(focus: Focus, items: Tensor, rows: Tensor) -> Tensor:
-    """Which exchanges are of two rows and allowed, bool (K, replicas, units)."""
-    good = rows[..., 0] != rows[..., 1]
-    allowed = focus.site.allowed
-    if allowed is None:
-        return good
-    replica = torch.arange(items.shape[1], device=items.device)[:, None]
-    columns = focus.index[replica[..., None], items[..., None], rows.flip(-1)]
-    return good & allowed[items[..., None], rows, columns].all(-1)
-
-
-def _candidates(focus: Focus, items: Tensor, rows: Tensor) -> Tensor:
-    """Permutations after exchanges, long (K, replicas, items, n)."""
-    index = focus.index.expand(len(items), *focus.index.shape)
-    if focus.independent:
-        return exchange(index, rows)
-    places = items[..., None].expand(*items.shape, index.shape[-1])
-    return index.scatter(2, places, exchange(index.gather(2, places), rows))
-
-
-class _Scored:
-    """Exchanges with their gains, float64 (K, replicas, units), ``-inf`` where they are not good."""
-
-    def __init__(self, focus: Focus, items: Tensor, rows: Tensor, good: Tensor, hook: SwapDelta | None) -> None:
-        self.items, self.rows = items, rows
-        self._terms: Terms | None = None
-        if hook is None or focus.chain.replicas > 1:
-            self._candidates = _candidates(focus, items, torch.where(good[..., None], rows, 0))
-            scores, self._terms = focus.evaluate(self._candidates)
-            self.gain = torch.where(good, scores - focus.score, -torch.inf)
-        elif bool(good.all()):
-            self.gain = score_swaps(hook, focus, items.reshape(-1), rows.reshape(-1, 2)).reshape(good.shape)
-        else:
-            self.gain = torch.full(good.shape, -torch.inf, dtype=torch.float64, device=good.device)
-            self.gain[good] = score_swaps(hook, focus, items[good], rows[good])
-
-    def take(self, focus: Focus, chosen: Tensor, units: Tensor) -> None:
-        """Let units take the exchanges chosen (replicas, units)."""
-        if self._terms is not None:
-            focus.accept(chosen, self._candidates, self._terms, units)
-            return
-        unit = units[0].nonzero()[:, 0]
-        place = chosen[0, unit]
-        focus.exchange(self.items[place, 0, unit], self.rows[place, 0, unit], self.gain[place, 0, unit])
-
 
 @dataclasses.dataclass
 class _Table:
@@ -276,6 +211,6 @@ class _Table:
 
     focus: Focus
     index: Tensor
-    found: _Scored
+    found: ScoredSwaps
     ends: NDArray[np.float64]
     total: NDArray[np.float64]
