@@ -15,7 +15,7 @@ from pyro.infer import MCMC
 import pyro_gs as pgs
 from pyro_gs.infer.mcmc import swap_metropolis
 from pyro_gs.infer.mcmc.chain import Chain
-from pyro_gs.infer.mcmc.cycles import propose_cycle
+from pyro_gs.infer.mcmc.cycles import propose_cycles
 from pyro_gs.infer.mcmc.swaps import possible_pairs
 
 WAYS = {
@@ -192,19 +192,18 @@ def test_cycles_reach_every_permutation_and_know_their_probability():
     for mask in masks():
         n = len(mask)
         states = [p for p in itertools.permutations(range(n)) if all(mask[i, j] for i, j in enumerate(p))]
-        draws = 1000
+        draws = 3000
         counts, ratios = {}, {}
         for state in states[:4]:
-            now = torch.tensor(state)
             torch.manual_seed(0)
-            for _ in range(draws):
-                drawn = propose_cycle(now, mask)
-                if drawn is None:
+            now = torch.tensor(state).expand(draws, n)
+            new, ratio = propose_cycles(now, mask[None], torch.zeros(draws, dtype=torch.long))
+            for moved, value in zip(new.tolist(), ratio.tolist(), strict=True):
+                if value == -math.inf:
                     continue
-                new = tuple(drawn[0].tolist())
-                assert all(mask[i, j] for i, j in enumerate(new))
-                counts[state, new] = counts.get((state, new), 0) + 1
-                ratios[state, new] = drawn[1]
+                assert all(mask[i, j] for i, j in enumerate(moved))
+                counts[state, tuple(moved)] = counts.get((state, tuple(moved)), 0) + 1
+                ratios[state, tuple(moved)] = value
         for (a, b), count in counts.items():
             if (b, a) not in counts:
                 continue
