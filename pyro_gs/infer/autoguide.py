@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable
 from operator import attrgetter
 from typing import Any
 
-import pyro
-import pyro.poutine as poutine
 import torch
 from pyro.distributions import constraints as pyro_constraints
-from pyro.infer.autoguide import AutoGuide
 from pyro.infer.autoguide.utils import deep_setattr
 from pyro.nn import PyroModule, PyroParam
-from pyro.poutine.messenger import Messenger
-from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 
-from pyro_gs.infer.handlers import Temperature, is_permutation_law, name_sites, unwrap
+from pyro_gs.infer.handlers import Temperature
 from pyro_gs.infer.objective import GuideGumbelSinkhorn, Objective, check_objective
+from pyro_gs.infer.permutation_guide import AutoPermutationGuide
 from pyro_gs.ops.gumbel import gumbel_noise
 from pyro_gs.ops.logits import check_logits, check_temperature
 from pyro_gs.ops.matching import matching
 
 
-class AutoGumbelSinkhorn(AutoGuide):
+class AutoGumbelSinkhorn(AutoPermutationGuide):
     """Guide whose permutation sites are independent Gumbel-Sinkhorn laws with free logits.
 
     Sites are those whose law has permutation matrices or doubly stochastic matrices as support. Give it the plain model
@@ -97,103 +91,23 @@ class AutoGumbelSinkhorn(AutoGuide):
             super().__setattr__(name, value)
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
-        super()._setup_prototype(*args, **kwargs)
-        sites = dict(self._stochastic_nodes())
-        others = [name for name, site in sites.items() if not is_permutation_law(site["fn"])]
-        if others and len(others) < len(sites):
-            self.prototype_trace = None
-            keep = [name for name in sites if name not in others]
-            raise ValueError(
-                "AutoGumbelSinkhorn handles permutation sites only, but the model has the latent sites "
-                f"{name_sites(others)} too; use AutoGuideList with "
-                f"AutoGumbelSinkhorn(poutine.block(model, expose={keep!r})) and, for example, "
-                f"AutoNormal(poutine.block(model, hide={keep!r}))"
-            )
-        if len(others) == len(sites):
-            self.prototype_trace = None
-            found = f" among {name_sites(others)}" if others else ""
-            raise ValueError(
-                f"AutoGumbelSinkhorn found no latent permutation site in the model{found}; sample one, for example "
-                "P = pyro.sample('P', pyro_gs.UniformPermutation(n))"
-            )
         self.free_logits = PyroModule()
-        self._allowed: dict[str, Tensor | None] = {}
-        for name, site in sites.items():
-            allowed = self._full_mask(name, site, args, kwargs)
-            like = site["value"]
-            dtype = like.dtype if like.is_floating_point() else torch.get_default_dtype()
-            init = self._init_scale * torch.randn(allowed.shape, dtype=dtype, device=like.device)
-            deep_setattr(self.free_logits, name, PyroParam(init, pyro_constraints.real, 2))
-            self._allowed[name] = None if bool(allowed.all()) else allowed
+        super()._setup_prototype(*args, **kwargs)
 
-    def _full_mask(self, name: str, site: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-        """The allowed pairs of a site at the full size of its plates."""
-        value, frames = site["value"], site["cond_indep_stack"]
-        shape = list(value.shape)
-        partial = [f for f in frames if (f.full_size or f.size) != f.size]
-        for frame in partial:
-            shape[frame.dim - 2] = frame.full_size
-        if not partial:
-            return _allowed(site["fn"]).expand(value.shape).clone()
-        # The prior's mask may differ between the items of a subsampled plate: visit them all, block by block.
-        allowed = torch.ones(shape, dtype=torch.bool, device=value.device)
-        blocks = [
-            [(torch.arange(f.size) + start).remainder(f.full_size) for start in range(0, f.full_size, f.size)]
-            for f in partial
-        ]
-        for indices in itertools.product(*blocks):
-            chosen = {frame.name: index for frame, index in zip(partial, indices, strict=True)}
-            with poutine.block(), _ChooseSubsample(chosen):
-                trace = poutine.trace(self.model).get_trace(*args, **kwargs)
-            places = [torch.arange(size) for size in shape]
-            for frame, index in zip(partial, indices, strict=True):
-                places[frame.dim - 2] = index
-            mask = _allowed(trace.nodes[name]["fn"]).expand(value.shape)
-            allowed[torch.meshgrid(*(place.to(value.device) for place in places), indexing="ij")] = mask
-        return allowed
+    def _init_site(self, name: str, site: dict[str, Any], allowed: Tensor) -> None:
+        like = site["value"]
+        dtype = like.dtype if like.is_floating_point() else torch.get_default_dtype()
+        init = self._init_scale * torch.randn(allowed.shape, dtype=dtype, device=like.device)
+        deep_setattr(self.free_logits, name, PyroParam(init, pyro_constraints.real, 2))
 
     def _named(self, name: str) -> Tensor:
         free: Tensor = attrgetter(name)(self.free_logits)
         return free
 
-    def _masked(self, name: str, free: Tensor) -> Tensor:
-        allowed = self._allowed[name]
-        if allowed is None:
-            return free
-        if allowed.shape != free.shape:
-            allowed = pyro.subsample(allowed, event_dim=2)
-        return torch.where(allowed, free, -torch.inf)
-
-    def _require_setup(self) -> None:
-        if self.prototype_trace is None:
-            raise RuntimeError(
-                "AutoGumbelSinkhorn has not seen the model's arguments yet; call guide(*args) or SVI.step first"
-            )
-
-    def _stochastic_nodes(self) -> Iterator[tuple[str, Any]]:
-        trace: Any = self.prototype_trace
-        yield from trace.iter_stochastic_nodes()
-
-    def _sites(self) -> Iterator[tuple[str, Any]]:
-        self._require_setup()
-        yield from self._stochastic_nodes()
-
-    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """Sample every permutation site; a dict of relaxed permutations by site name."""
-        if self.prototype_trace is None:
-            self._setup_prototype(*args, **kwargs)
-        plates = self._create_plates(*args, **kwargs)
+    def _law(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> GuideGumbelSinkhorn:
         temperature = self._temperature() if callable(self._temperature) else self._temperature
-        result = {}
-        for name, site in self._stochastic_nodes():
-            with ExitStack() as stack:
-                for frame in site["cond_indep_stack"]:
-                    stack.enter_context(plates[frame.name])
-                logits = self._masked(name, self._named(name))
-                law = GuideGumbelSinkhorn(self.objective, temperature, logits, self.num_particles)
-                extra = site["fn"].event_dim - 2
-                result[name] = pyro.sample(name, law.to_event(extra) if extra > 0 else law)
-        return result
+        logits = self._masked(name, self._named(name))
+        return GuideGumbelSinkhorn(self.objective, temperature, logits, self.num_particles)
 
     def logits(self, name: str) -> Tensor:
         """Logits of a site's law at the full size of its plates, shape (..., n, n), ``-inf`` where forbidden.
@@ -202,12 +116,8 @@ class AutoGumbelSinkhorn(AutoGuide):
             RuntimeError: the guide has not been called yet.
             KeyError: no such site.
         """
-        names = [site for site, _ in self._sites()]
-        if name not in names:
-            raise KeyError(f"no permutation site '{name}' in this guide; it has {name_sites(names)}")
-        free = self._named(name)
-        allowed = self._allowed[name]
-        return free if allowed is None else torch.where(allowed, free, -torch.inf)
+        self._require_site(name)
+        return self._masked(name, self._named(name))
 
     @torch.no_grad()
     def set_logits(self, name: str, logits: Tensor) -> None:
@@ -250,25 +160,3 @@ class AutoGumbelSinkhorn(AutoGuide):
             shape = torch.Size(sample_shape) + logits.shape
             out[name] = matching(logits.double() + gumbel_noise(shape, logits)).to(logits.dtype)
         return out
-
-
-def _allowed(fn: Any) -> Tensor:
-    """Allowed pairs of a permutation law, broadcast to its batch shape by the caller."""
-    law = unwrap(fn)
-    allowed = law.support.allowed
-    if allowed is None:
-        n = law.event_shape[-1]
-        return torch.ones(n, n, dtype=torch.bool)
-    return allowed  # type: ignore[no-any-return]
-
-
-class _ChooseSubsample(Messenger):
-    """Sets the indices of subsampled plates."""
-
-    def __init__(self, chosen: dict[str, Tensor]) -> None:
-        super().__init__()
-        self.chosen = chosen
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if isinstance(msg["fn"], _Subsample) and msg["name"] in self.chosen:
-            msg["value"] = self.chosen[msg["name"]]
