@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from typing import Any
 
@@ -17,6 +17,7 @@ from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 
 from pyro_gs.infer.handlers import is_permutation_law, name_sites, unwrap
+from pyro_gs.infer.hardening import hard_law
 
 
 class AutoPermutationGuide(AutoGuide):
@@ -57,19 +58,31 @@ class AutoPermutationGuide(AutoGuide):
         """
         raise NotImplementedError
 
+    def _prepare(self, plates: Mapping[str, Any] | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Called before :meth:`_law` at these arguments, outside the plates.
+
+        Args:
+            plates: those of the call by name, or None before a call of :meth:`_law` at their full size.
+            args: of the model.
+            kwargs: of the model.
+        """
+
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
         super()._setup_prototype(*args, **kwargs)
-        self._check_sites()
-        for name, site in self._stochastic_nodes():
-            allowed = self._full_mask(name, site, args, kwargs)
-            self._allowed[name] = None if bool(allowed.all()) else allowed
-            self._init_site(name, site, allowed)
+        try:
+            self._check_sites()
+            for name, site in self._stochastic_nodes():
+                allowed = self._full_mask(name, site, args, kwargs)
+                self._allowed[name] = None if bool(allowed.all()) else allowed
+                self._init_site(name, site, allowed)
+        except Exception:
+            self.prototype_trace = None  # the next call is a first call again
+            raise
 
     def _check_sites(self) -> None:
         sites, kind = dict(self._stochastic_nodes()), type(self).__name__
         others = [name for name, site in sites.items() if not is_permutation_law(site["fn"])]
         if others and len(others) < len(sites):
-            self.prototype_trace = None
             keep = [name for name in sites if name not in others]
             raise ValueError(
                 f"{kind} handles permutation sites only, but the model has the latent sites "
@@ -78,7 +91,6 @@ class AutoPermutationGuide(AutoGuide):
                 f"AutoNormal(poutine.block(model, hide={keep!r}))"
             )
         if len(others) == len(sites):
-            self.prototype_trace = None
             found = f" among {name_sites(others)}" if others else ""
             raise ValueError(
                 f"{kind} found no latent permutation site in the model{found}; sample one, for example "
@@ -87,13 +99,10 @@ class AutoPermutationGuide(AutoGuide):
 
     def _full_mask(self, name: str, site: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         """The allowed pairs of a site at the full size of its plates."""
-        value, frames = site["value"], site["cond_indep_stack"]
-        shape = list(value.shape)
-        partial = [f for f in frames if (f.full_size or f.size) != f.size]
-        for frame in partial:
-            shape[frame.dim - 2] = frame.full_size
+        value, shape = site["value"], _full_shape(site)
+        partial = [f for f in site["cond_indep_stack"] if (f.full_size or f.size) != f.size]
         if not partial:
-            return _allowed(site["fn"]).expand(value.shape).clone()
+            return allowed_pairs(site["fn"]).expand(value.shape).clone()
         # The prior's mask may differ between the items of a subsampled plate: visit them all, block by block.
         allowed = torch.ones(shape, dtype=torch.bool, device=value.device)
         blocks = [
@@ -102,14 +111,19 @@ class AutoPermutationGuide(AutoGuide):
         ]
         for indices in itertools.product(*blocks):
             chosen = {frame.name: index for frame, index in zip(partial, indices, strict=True)}
-            with poutine.block(), _ChooseSubsample(chosen):
-                trace = poutine.trace(self.model).get_trace(*args, **kwargs)
+            trace = self._trace_model(chosen, args, kwargs)
             places = [torch.arange(size) for size in shape]
             for frame, index in zip(partial, indices, strict=True):
                 places[frame.dim - 2] = index
-            mask = _allowed(trace.nodes[name]["fn"]).expand(value.shape)
+            mask = allowed_pairs(trace.nodes[name]["fn"]).expand(value.shape)
             allowed[torch.meshgrid(*(place.to(value.device) for place in places), indexing="ij")] = mask
         return allowed
+
+    @torch.no_grad()
+    def _trace_model(self, chosen: dict[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A trace of the model at chosen indices of its subsampled plates."""
+        with poutine.block(), _ChooseSubsample(chosen):
+            return poutine.trace(self.model).get_trace(*args, **kwargs)
 
     def _masked(self, name: str, free: Tensor) -> Tensor:
         """``-inf`` at the forbidden pairs of a site, at the full size of its plates or at their subsample."""
@@ -144,6 +158,7 @@ class AutoPermutationGuide(AutoGuide):
         if self.prototype_trace is None:
             self._setup_prototype(*args, **kwargs)
         plates = self._create_plates(*args, **kwargs)
+        self._prepare(plates, args, kwargs)
         result = {}
         for name, site in self._stochastic_nodes():
             with ExitStack() as stack:
@@ -154,8 +169,54 @@ class AutoPermutationGuide(AutoGuide):
                 result[name] = pyro.sample(name, law.to_event(extra) if extra > 0 else law)
         return result
 
+    def _see(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Set up from arguments that are given before the guide was called."""
+        if self.prototype_trace is None and (args or kwargs):
+            self._setup_prototype(*args, **kwargs)
 
-def _allowed(fn: Any) -> Tensor:
+    @torch.no_grad()
+    def hard_sample(self, sample_shape: Any = (), *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Draws of the hard permutations that the guide's laws stand for (:func:`harden`).
+
+        Args:
+            sample_shape: of the draws.
+            *args: of the model; needed where the guide depends on them, or was not called yet.
+            **kwargs: likewise.
+
+        Returns:
+            Dict by site of sample_shape + (..., n, n) permutation matrices, at the full size of the plates.
+
+        Raises:
+            RuntimeError: the guide has not been called yet, and no arguments are given.
+        """
+        self._see(args, kwargs)
+        self._prepare(None, args, kwargs)
+        shape = torch.Size(sample_shape)
+        return {name: hard_law(self._law(name, args, kwargs)).sample(shape) for name, _ in self._sites()}
+
+    def quantiles(self, quantiles: Any, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Nothing, as permutations have no order: in an ``AutoGuideList`` the quantiles are those of the other parts.
+
+        Raises:
+            NotImplementedError: the guide is not part of an ``AutoGuideList``.
+        """
+        if self.master is None:
+            raise NotImplementedError(
+                f"{type(self).__name__} has no quantiles, as permutations have no order; take guide.median() for the best "
+                "matching and the mean of guide.hard_sample((1000,)) for the probabilities of pairs"
+            )
+        return {}
+
+
+def _full_shape(site: dict[str, Any]) -> torch.Size:
+    """Shape (..., n, n) of a site at the full size of its plates."""
+    shape = list(site["value"].shape)
+    for frame in site["cond_indep_stack"]:
+        shape[frame.dim - 2] = frame.full_size or frame.size
+    return torch.Size(shape)
+
+
+def allowed_pairs(fn: Any) -> Tensor:
     """Allowed pairs of a permutation law, broadcast to its batch shape by the caller."""
     law = unwrap(fn)
     allowed = law.support.allowed
