@@ -83,13 +83,14 @@ def unwrap(fn: Any) -> Any:
     return fn
 
 
-def _rewrap(fn: Any, relaxed: Callable[[Any], Any]) -> Any:
+def rewrap(fn: Any, relaxed: Callable[[Any], Any]) -> Any:
+    """A distribution with another law inside its ``Masked``, ``Independent`` and ``Expanded`` wrappers."""
     if isinstance(fn, dist.MaskedDistribution):
-        return _rewrap(fn.base_dist, relaxed).mask(fn._mask)
+        return rewrap(fn.base_dist, relaxed).mask(fn._mask)
     if isinstance(fn, Independent):
-        return _rewrap(fn.base_dist, relaxed).to_event(fn.reinterpreted_batch_ndims)
+        return rewrap(fn.base_dist, relaxed).to_event(fn.reinterpreted_batch_ndims)
     if isinstance(fn, ExpandedDistribution):
-        return _rewrap(fn.base_dist, relaxed).expand(fn.batch_shape)
+        return rewrap(fn.base_dist, relaxed).expand(fn.batch_shape)
     return relaxed(fn)
 
 
@@ -125,7 +126,7 @@ class RelaxMessenger(Messenger):
         temperature = _read(self.temperature)
         check_temperature(temperature)
         msg["infer"] = {key: value for key, value in msg["infer"].items() if key != "enumerate"}
-        msg["fn"] = _rewrap(msg["fn"], lambda base: relaxation(base, temperature))
+        msg["fn"] = rewrap(msg["fn"], lambda base: relaxation(base, temperature))
 
 
 def relax(model: Callable[..., Any] | None = None, temperature: Temperature | Callable[[], Temperature] = 1.0) -> Any:
