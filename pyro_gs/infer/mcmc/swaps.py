@@ -100,8 +100,10 @@ def check_swap_delta(hook: SwapDelta, focus: Focus) -> None:
         )
 
 
-def score_swaps(hook: SwapDelta, focus: Focus, items: Tensor, rows: Tensor, index: Tensor | None = None) -> Tensor:
-    """Changes of the log joint density by the hook, float64 (K,), from the present permutations or from ``index``.
+def score_swaps(
+    hook: SwapDelta, focus: Focus, items: Tensor, rows: Tensor, index: Tensor | None = None, replica: int = 0
+) -> Tensor:
+    """Changes of the log joint density by the hook, float64 (K,), from a replica's permutations or from ``index``.
 
     Raises:
         ValueError: another shape, or NaN or +inf.
@@ -109,8 +111,8 @@ def score_swaps(hook: SwapDelta, focus: Focus, items: Tensor, rows: Tensor, inde
     others = dict(focus.chain.others)
     for name, site in focus.chain.joint.sites.items():
         if name != focus.site.name:
-            others[name] = site.to_value(focus.chain.index[name][0])
-    change = hook(Swaps(focus.site.name, focus.first_index if index is None else index, items, rows, others))
+            others[name] = site.to_value(focus.chain.index[name][replica])
+    change = hook(Swaps(focus.site.name, focus.index_of(replica) if index is None else index, items, rows, others))
     if not isinstance(change, Tensor) or change.shape != items.shape:
         found = tuple(change.shape) if isinstance(change, Tensor) else type(change).__name__
         raise ValueError(f"swap_delta must return a tensor of shape {tuple(items.shape)}, but returned {found}")
