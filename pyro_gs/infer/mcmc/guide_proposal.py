@@ -46,8 +46,8 @@ class GuideProposal(PermutationKernel):
       Needs all pairs allowed.
     - ``"auto"``: hard up to three rows, gibbs up to 20, else sequential, by the figures below.
 
-    **How many are accepted** (``python benchmarks/guide_proposal.py``: n noisy points, a guide after 300 steps, mean of three
-    data sets; then the share that also moved the chain, the others being the present permutation):
+    **How many are accepted** (``python benchmarks/guide_proposal.py``: n noisy points, a guide after 300 steps, mean of
+    three data sets; then the share that also moved the chain, the others being the present permutation):
 
     ====  =====  =============  =============  =============
     n     noise  gibbs          sequential     relaxed
