@@ -73,7 +73,8 @@ class ScoredSwaps:
             self.gain = score_swaps(hook, focus, items.reshape(-1), rows.reshape(-1, 2), now).reshape(good.shape)
         else:
             self.gain = torch.full(good.shape, -torch.inf, dtype=torch.float64, device=good.device)
-            self.gain[good] = score_swaps(hook, focus, items[good], rows[good], now)
+            if bool(good.any()):
+                self.gain[good] = score_swaps(hook, focus, items[good], rows[good], now)
 
     def take(self, focus: Focus, chosen: Tensor, units: Tensor) -> None:
         """Let units of the present state take the exchanges chosen (replicas, units)."""
