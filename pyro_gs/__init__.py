@@ -23,6 +23,8 @@ from pyro_gs.infer.enumeration import EnumeratedPosterior, enumerate_posterior, 
 from pyro_gs.infer.handlers import RelaxMessenger, register_relaxation, relax
 from pyro_gs.infer.index_handler import IndexMessenger, indexed
 from pyro_gs.infer.mcmc.convergence import ConvergenceWarning, convergence, posterior_dict
+from pyro_gs.infer.mcmc.hmc_gibbs import HMCGibbs
+from pyro_gs.infer.mcmc.move_sequence import MoveSequence
 from pyro_gs.infer.mcmc.swap_metropolis import SwapMetropolis
 from pyro_gs.ops.implicit import SinkhornSolution, SinkhornWarning
 from pyro_gs.ops.laplacian import laplacian_logdet, laplacian_solve
@@ -51,9 +53,11 @@ __all__ = [
     "GumbelMatching",
     "GumbelSinkhorn",
     "GumbelSinkhornStraightThrough",
+    "HMCGibbs",
     "IndexMessenger",
     "LinearSchedule",
     "Mallows",
+    "MoveSequence",
     "PlackettLuce",
     "RelaxMessenger",
     "RelaxedPlackettLuce",

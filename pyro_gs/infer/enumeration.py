@@ -47,7 +47,8 @@ class EnumeratedPosterior:
     @property
     def entropy(self) -> Tensor:
         """Of the posterior over states, in nats."""
-        return -torch.special.xlogy(self.log_probs.exp(), self.log_probs.exp()).sum()
+        entropy: Tensor = torch.special.entr(self.log_probs.exp()).sum()
+        return entropy
 
     def sample(self, sample_shape: Any = ()) -> dict[str, Tensor]:
         """Independent draws, a dict of matrices sample_shape + (..., n, n)."""
@@ -149,9 +150,9 @@ class _States:
         count = math.prod(len(rows) for items in lists.values() for rows in items)
         if count > LIMIT:
             raise ValueError(
-                f"the permutations of {name_sites(list(lists))} have {count:,} states together, more than the {LIMIT:,} that "
-                "are enumerated; use MCMC with SwapMetropolis or SVI with AutoGumbelSinkhorn, or enumerate independent items "
-                "of a plate one by one"
+                f"the permutations of {name_sites(list(lists))} have {count:,} states together, more than the {LIMIT:,} "
+                "that are enumerated; use MCMC with SwapMetropolis or SVI with AutoGumbelSinkhorn, or enumerate independent "
+                "items of a plate one by one"
             )
         flat = [rows for items in lists.values() for rows in items]
         grid = torch.cartesian_prod(*(torch.arange(len(rows)) for rows in flat)).reshape(-1, len(flat))

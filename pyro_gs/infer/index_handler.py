@@ -36,7 +36,7 @@ class IndexMessenger(Messenger):
         support = law.enumerate_support(expand=False).reshape(-1, *law.event_shape)
         # An index for every item of the batch, also of a batch that is expanded.
         choice = rewrap(msg["fn"], lambda base: dist.Categorical(logits=_logits(base)))
-        infer = {"enumerate": "parallel", **msg["infer"]}
+        infer: Any = {"enumerate": "parallel", **msg["infer"]}
         index = pyro.sample(f"{name}_index", choice, infer=infer)
         value = support[index]
         msg["fn"] = dist.Delta(value, event_dim=2).mask(False)
