@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -28,6 +29,7 @@ from matching import describe_machine, table
 from torch import Tensor
 
 import pyro_gs as pgs
+from pyro_gs.infer.log_joint import LogJoint
 from pyro_gs.infer.mcmc.swaps import Swaps
 from tutorials.celegans.connectome import load_connectome
 from tutorials.celegans.evidence import CollapsedEvidence, Statistics
@@ -207,7 +209,7 @@ def measure_proposals(targets: Sequence[Target], seconds: float, rounds: int) ->
 
 def effective_draws(kernel: Any, target: Target, seconds: float) -> tuple[float, float]:
     """Effective draws a second, and the acceptance rate, of a kernel that starts at the truth."""
-    joint = pgs.infer.log_joint.LogJoint(target.model, target.args, normalized=False)
+    joint = LogJoint(target.model, target.args, normalized=False)
     kernel.model = target.model
     kernel.initial_params = {"P": target.start}
     with pyro.validation_enabled(False):
@@ -230,18 +232,18 @@ def measure_ess(targets: Sequence[Target], seconds: float, rounds: int) -> list[
     rows = []
     for target in targets:
         n = target.start.shape[-1]
-        methods: dict[str, Callable[[], Any]] = {
-            "SwapMetropolis": lambda: pgs.SwapMetropolis(),
-            "SwapMetropolis, adapted": lambda: pgs.SwapMetropolis(adapt=True),
-            "LocallyBalanced": lambda: pgs.LocallyBalanced(),
-            "SwapMetropolis, swap_delta": lambda: pgs.SwapMetropolis(swap_delta=target.hook),
-            "LocallyBalanced, swap_delta": lambda: pgs.LocallyBalanced(swap_delta=target.hook),
+        hooked = {"swap_delta": target.hook}
+        methods: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
+            "SwapMetropolis": (pgs.SwapMetropolis, {}),
+            "LocallyBalanced": (pgs.LocallyBalanced, {}),
+            "SwapMetropolis, swap_delta": (pgs.SwapMetropolis, hooked),
+            "LocallyBalanced, swap_delta": (pgs.LocallyBalanced, hooked),
         }
         found: dict[str, list[tuple[float, float]]] = {name: [] for name in methods}
         for round_ in range(rounds):
-            for name, make in methods.items():
+            for name, (make, options) in methods.items():
                 pyro.set_rng_seed(round_)
-                found[name].append(effective_draws(make(), target, seconds))
+                found[name].append(effective_draws(make(**options), target, seconds))
         base = [size for size, _ in found["SwapMetropolis"]]
         for name, results in found.items():
             sizes = [size for size, _ in results]
@@ -288,7 +290,7 @@ def split_step(name: str, n: int, model: Callable[..., Any], args: tuple[Any, ..
         likelihood = sum(site["log_prob_sum"] for site in trace.nodes.values() if "log_prob_sum" in site)
         likelihood.backward()
         alone_time = time.perf_counter() - start
-        steps = [b - a for a, b in zip(times, times[1:], strict=False)]
+        steps = [b - a for a, b in itertools.pairwise(times)]
         parts.append([*(1e3 * step for step in steps), 1 - alone_time / sum(steps)])
     sampling, model_ms, density, backward, share = (median(column) for column in zip(*parts[2:], strict=True))
     return Row(

@@ -83,18 +83,25 @@ def unwrap(fn: Any) -> Any:
     return fn
 
 
-def _rewrap(fn: Any, relaxed: Callable[[Any], Any]) -> Any:
+def rewrap(fn: Any, relaxed: Callable[[Any], Any]) -> Any:
+    """Put another law inside the ``Masked``, ``Independent`` and ``Expanded`` distributions around one."""
     if isinstance(fn, dist.MaskedDistribution):
-        return _rewrap(fn.base_dist, relaxed).mask(fn._mask)
+        return rewrap(fn.base_dist, relaxed).mask(fn._mask)
     if isinstance(fn, Independent):
-        return _rewrap(fn.base_dist, relaxed).to_event(fn.reinterpreted_batch_ndims)
+        return rewrap(fn.base_dist, relaxed).to_event(fn.reinterpreted_batch_ndims)
     if isinstance(fn, ExpandedDistribution):
-        return _rewrap(fn.base_dist, relaxed).expand(fn.batch_shape)
+        return rewrap(fn.base_dist, relaxed).expand(fn.batch_shape)
     return relaxed(fn)
 
 
 def _read(temperature: Temperature | Callable[[], Temperature]) -> Temperature:
     return temperature() if callable(temperature) else temperature
+
+
+def given_values(msg: Any) -> list[Any]:
+    """Values that a site is observed or conditioned at, also by handlers outside of the one that asks."""
+    data: list[Any] = [m.data for m in _PYRO_STACK if isinstance(m, ConditionMessenger)]
+    return [part[msg["name"]] for part in data if msg["name"] in part] + ([msg["value"]] if msg["is_observed"] else [])
 
 
 class RelaxMessenger(Messenger):
@@ -110,9 +117,7 @@ class RelaxMessenger(Messenger):
         if not isinstance(getattr(law, "support", None), (constraints.Permutation, constraints.PartialMatching)):
             return
         name = msg["name"]
-        data: list[Any] = [m.data for m in _PYRO_STACK if isinstance(m, ConditionMessenger)]
-        given = [part[name] for part in data if name in part] + ([msg["value"]] if msg["is_observed"] else [])
-        if any(not isinstance(value, RelaxedPermutation) for value in given):
+        if any(not isinstance(value, RelaxedPermutation) for value in given_values(msg)):
             return  # an observed permutation is no latent variable: it keeps its law; HMC conditions on relaxed ones
         relaxation = next((_RELAXATIONS[kind] for kind in type(law).__mro__ if kind in _RELAXATIONS), None)
         if relaxation is None:
@@ -125,7 +130,7 @@ class RelaxMessenger(Messenger):
         temperature = _read(self.temperature)
         check_temperature(temperature)
         msg["infer"] = {key: value for key, value in msg["infer"].items() if key != "enumerate"}
-        msg["fn"] = _rewrap(msg["fn"], lambda base: relaxation(base, temperature))
+        msg["fn"] = rewrap(msg["fn"], lambda base: relaxation(base, temperature))
 
 
 def relax(model: Callable[..., Any] | None = None, temperature: Temperature | Callable[[], Temperature] = 1.0) -> Any:

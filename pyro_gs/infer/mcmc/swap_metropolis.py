@@ -170,6 +170,7 @@ class SwapMetropolis(PermutationKernel):
         items, rows, forward, backward = proposal.table(focus.index, focus.independent)
         found = ScoredSwaps(focus, items, rows, is_good(focus.site, focus.index, items, rows), hook)
         log_p = forward + (found.gain + (backward - forward)).clamp(max=0.0)
+        log_p = torch.where(found.gain > -torch.inf, log_p, -torch.inf)
         ends = log_p.exp().cpu().numpy().cumsum(0)
         return _Table(focus, focus.index, found, ends, np.minimum(ends[-1], 1.0))
 
