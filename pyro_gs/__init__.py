@@ -19,8 +19,12 @@ from pyro_gs.distributions.transforms import RoundingTransform, StickBreakingTra
 from pyro_gs.distributions.uniform_permutation import UniformPermutation
 from pyro_gs.infer.annealing import AnnealedSVI, ConstantSchedule, ExponentialSchedule, LinearSchedule
 from pyro_gs.infer.autoguide import AutoGumbelSinkhorn
+from pyro_gs.infer.enumeration import EnumeratedPosterior, enumerate_posterior, permutation_posterior
 from pyro_gs.infer.handlers import RelaxMessenger, register_relaxation, relax
+from pyro_gs.infer.index_handler import IndexMessenger, indexed
 from pyro_gs.infer.mcmc.convergence import ConvergenceWarning, convergence, posterior_dict
+from pyro_gs.infer.mcmc.hmc_gibbs import HMCGibbs
+from pyro_gs.infer.mcmc.move_sequence import MoveSequence
 from pyro_gs.infer.mcmc.swap_metropolis import SwapMetropolis
 from pyro_gs.ops.implicit import SinkhornSolution, SinkhornWarning
 from pyro_gs.ops.laplacian import laplacian_logdet, laplacian_solve
@@ -41,6 +45,7 @@ __all__ = [
     "ConstantSchedule",
     "ConvergenceWarning",
     "DivergenceError",
+    "EnumeratedPosterior",
     "EstimateWarning",
     "ExponentialSchedule",
     "GibbsMatching",
@@ -48,8 +53,11 @@ __all__ = [
     "GumbelMatching",
     "GumbelSinkhorn",
     "GumbelSinkhornStraightThrough",
+    "HMCGibbs",
+    "IndexMessenger",
     "LinearSchedule",
     "Mallows",
+    "MoveSequence",
     "PlackettLuce",
     "RelaxMessenger",
     "RelaxedPlackettLuce",
@@ -64,7 +72,9 @@ __all__ = [
     "UniformPermutation",
     "constraints",
     "convergence",
+    "enumerate_posterior",
     "gumbel_noise_kl",
+    "indexed",
     "kendall_distance",
     "laplacian_logdet",
     "laplacian_solve",
@@ -74,6 +84,7 @@ __all__ = [
     "matching",
     "monte_carlo_kl",
     "pad_logits",
+    "permutation_posterior",
     "posterior_dict",
     "register_relaxation",
     "relax",

@@ -6,7 +6,7 @@ rest, else the site as a whole. Several replicas, as in parallel tempering, are 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -105,9 +105,8 @@ class Chain:
         """The site that was moved last."""
         return self.focus(self._latest or next(iter(self.joint.sites)))
 
-    def score(self, name: str, candidates: Tensor) -> Terms:
-        """Terms of candidates for a site (K, replicas, items, n), the other sites as they are: leading (2, K, replicas)."""
-        site = self.joint.sites[name]
+    def _batches(self, name: str, candidates: Tensor) -> Iterator[dict[str, Tensor]]:
+        """Values to run the model with: candidates for a site (K, replicas, items, n), the other sites as they are."""
         k, replicas = candidates.shape[:2]
         flat = candidates.flatten(0, 1)
         fixed = {}
@@ -117,15 +116,57 @@ class Chain:
                 fixed[key] = now[0] if replicas == 1 else now.repeat(k, 1, 1)
         width = sum(s.num_items * s.n**2 for s in self.joint.sites.values())
         step = max(1, _CHUNK // max(1, width))
-        parts = []
         for start in range(0, len(flat), step):
-            stop = min(start + step, len(flat))
-            values = {key: self.joint.sites[key].to_value(v if replicas == 1 else v[start:stop]) for key, v in fixed.items()}
-            values[name] = site.to_value(flat[start:stop])
-            with torch.no_grad():
-                parts.append(self.joint.evaluate(values, self.others, stop - start, name))
+            rows = slice(start, start + step)
+            values = {key: self.joint.sites[key].to_value(v if replicas == 1 else v[rows]) for key, v in fixed.items()}
+            values[name] = self.joint.sites[name].to_value(flat[rows])
+            yield values
+
+    def score(self, name: str, candidates: Tensor) -> Terms:
+        """Terms of candidates for a site (K, replicas, items, n), the other sites as they are: leading (2, K, replicas)."""
+        k, replicas = candidates.shape[:2]
+        with torch.no_grad():
+            parts = [
+                self.joint.evaluate(values, self.others, len(values[name]), name)
+                for values in self._batches(name, candidates)
+            ]
         terms = parts[0] if len(parts) == 1 else Terms.concatenate(parts)
         return Terms(terms.inside.reshape(2, k, replicas, -1), terms.outside.reshape(2, k, replicas))
+
+    def gradient(self, name: str, index: Tensor) -> Tensor:
+        """Gradient of the log density of every replica in the matrices of a site at (replicas, items, n).
+
+        Returns:
+            The gradient, float64 (replicas, items, n, n); its value for forbidden pairs means nothing.
+
+        Raises:
+            ValueError: no gradient, or one that is not finite; names the site.
+        """
+        site = self.joint.sites[name]
+        parts = []
+        done = 0
+        for values in self._batches(name, index[None]):
+            value = values[name].requires_grad_()
+            power = self.power[done : done + len(value)]
+            done += len(value)
+            with torch.enable_grad():
+                prior, likelihood = self.joint.evaluate(values, self.others, len(value), name).total
+                log_p = (prior + power * likelihood).sum()
+            found = torch.autograd.grad(log_p, value, allow_unused=True)[0] if log_p.requires_grad else None
+            if found is None:
+                raise ValueError(
+                    f"the log joint density has no gradient in the matrices of site '{name}', as where the model "
+                    "takes their argmax; write score='exact'"
+                )
+            parts.append(found)
+        gradient = torch.cat(parts).reshape(*index.shape, site.n).to(torch.float64)
+        known = gradient if site.allowed is None else gradient[site.allowed.expand_as(gradient)]
+        if not bool(known.isfinite().all()):
+            raise ValueError(
+                f"the gradient of the log joint density in site '{name}' has NaN or infinite entries at a permutation; "
+                "write score='exact'"
+            )
+        return gradient
 
 
 class Focus:
@@ -160,6 +201,12 @@ class Focus:
     def unit_shape(self) -> torch.Size:
         """(replicas, items) where the items are units of their own, else (replicas, 1)."""
         return torch.Size((self.chain.replicas, self.site.num_items if self.independent else 1))
+
+    def draw_items(self) -> Tensor:
+        """An item to move for every unit, long of ``unit_shape``: its own, or one of all, drawn uniformly."""
+        if self.independent:
+            return torch.arange(self.site.num_items, device=self.site.device).expand(self.unit_shape)
+        return torch.randint(self.site.num_items, self.unit_shape, device=self.site.device)
 
     def _units(self, terms: Terms) -> Tensor:
         """Scores of the units, (..., *unit_shape)."""

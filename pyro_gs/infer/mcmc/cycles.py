@@ -31,10 +31,7 @@ def move_by_cycles(focus: Focus) -> tuple[int, int]:
     """
     site = focus.site
     replicas = torch.arange(focus.chain.replicas, device=site.device)[:, None]
-    if focus.independent:
-        items = torch.arange(site.num_items, device=site.device).expand(focus.unit_shape)
-    else:
-        items = torch.randint(site.num_items, focus.unit_shape, device=site.device)
+    items = focus.draw_items()
     mask = torch.ones(1, site.n, site.n, dtype=torch.bool) if site.allowed is None else site.allowed
     which = torch.zeros_like(items) if site.allowed is None else items
     new, ratio = propose_cycles(focus.index[replicas, items].flatten(0, 1), mask, which.flatten())

@@ -179,13 +179,21 @@ class PermutationKernel(MCMCKernel):
 
     def step(self) -> None:
         """Move every site once."""
-        if self._t == self._warmup_steps:  # what is reported is of the samples
+        if self.starts_samples:  # what is reported is of the samples
             self._proposed = self._accepted = 0
-        for name in self._moved:
-            proposed, accepted = self._retry(self.move, name)
-            self._proposed += proposed
-            self._accepted += accepted
+            for visited in self._visited.values():
+                visited.zero_()
+        proposed, accepted = self._move_all()
+        self._proposed += proposed
+        self._accepted += accepted
         self._t += 1
+        for name, visited in self._visited.items():
+            visited.scatter_(-1, self._chain.index[name][0, ..., None], True)
+
+    def _move_all(self) -> tuple[int, int]:
+        """Move every site once; numbers of proposals made and accepted."""
+        counts = [self._retry(self.move, name) for name in self._moved]
+        return sum(made for made, _ in counts), sum(accepted for _, accepted in counts)
 
     @property
     def initial_params(self) -> dict[str, Tensor]:
@@ -208,16 +216,22 @@ class PermutationKernel(MCMCKernel):
             sites = self._chain.joint.sites
             self._chain.set({name: sites[name].to_items(params[name])[None] for name in sites}, self._chain.others)
         self.step()
-        for name, visited in self._visited.items():
-            if self._t <= self._warmup_steps:
-                visited.zero_()
-            visited.scatter_(-1, self._chain.index[name][0, ..., None], True)
         return self._values()
 
     @property
     def num_proposed(self) -> int:
         """Number of proposals in the warm-up or, after it, in the samples."""
         return self._proposed
+
+    @property
+    def num_accepted(self) -> int:
+        """Number of them that were accepted."""
+        return self._accepted
+
+    @property
+    def starts_samples(self) -> bool:
+        """Whether the next step is the first after the warm-up, at which the counts begin anew."""
+        return self._t == self._warmup_steps
 
     def end_warmup(self) -> None:
         """End the warm-up now, whatever number of steps it was set up with."""

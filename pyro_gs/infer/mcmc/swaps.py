@@ -67,6 +67,7 @@ def check_swap_delta(hook: SwapDelta, focus: Focus) -> None:
 
     Raises:
         ValueError: they disagree, or the hook returns another shape or NaN.
+        ItemsDepend: passed on from ``Focus.evaluate``.
     """
     site = focus.site
     pairs, counts = possible_pairs(site.allowed, site.num_items, site.n, site.device)
@@ -86,7 +87,7 @@ def check_swap_delta(hook: SwapDelta, focus: Focus) -> None:
     candidates = focus.index[:1].expand(len(found), 1, *focus.index.shape[1:]).clone()
     for k, (item, pair) in enumerate(found):
         candidates[k, 0, item] = exchange(candidates[k, 0, item], pair)
-    terms = focus.chain.score(site.name, candidates)
+    _, terms = focus.evaluate(candidates)
     expected = terms.total.sum(0)[:, 0] - focus.terms.total.sum(0)[0]
     change = score_swaps(hook, focus, items, rows)
     # The model may compute in single precision; what a hook gets wrong is a term, not a rounding.

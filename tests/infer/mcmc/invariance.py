@@ -130,6 +130,21 @@ def _agree(target, index):
     assert p_value > FAILURE_RATE, f"the states differ from the posterior, p = {p_value:.2g}"
 
 
+def swap_hook(target):
+    """A ``swap_delta`` hook for any target, by its log joint density."""
+    sites = target.joint.sites
+
+    def hook(swaps):
+        count, each = len(swaps.items), torch.arange(len(swaps.items))[:, None]
+        index = swaps.index.repeat(count, 1, 1)
+        index[each, swaps.items[:, None], swaps.rows] = swaps.index[swaps.items[:, None], swaps.rows.flip(-1)]
+        now = {**swaps.others, swaps.site: sites[swaps.site].to_value(swaps.index)}
+        new = {**swaps.others, swaps.site: sites[swaps.site].to_value(index)}
+        return target.joint.evaluate(new, {}, count).total.sum(0) - target.joint.evaluate(now, {}, None).total.sum(0)
+
+    return hook
+
+
 # Targets
 
 

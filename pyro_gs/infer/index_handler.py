@@ -1,0 +1,100 @@
+"""``indexed``: the same model with its permutations drawn through an index, which Pyro can sum out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.poutine.messenger import Messenger
+from torch.distributions import Independent
+
+from pyro_gs.distributions import constraints
+from pyro_gs.distributions.permutation_law import PermutationLaw
+from pyro_gs.infer.handlers import given_values, rewrap, unwrap
+
+
+class IndexMessenger(Messenger):
+    """Effect handler behind :func:`indexed`; also a context manager."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        law = unwrap(msg["fn"])
+        if not isinstance(getattr(law, "support", None), constraints.Permutation) or given_values(msg):
+            return
+        name = msg["name"]
+        if not isinstance(law, PermutationLaw):
+            raise NotImplementedError(
+                f"indexed cannot list the permutations of {type(law).__name__} at site '{name}', which is no PermutationLaw"
+            )
+        if _has_event_items(msg["fn"]):
+            raise NotImplementedError(
+                f"site '{name}' holds several permutations as one event (to_event), which have no single index; draw them "
+                "in a plate, with pyro.plate('items', k): ..."
+            )
+        support = law.enumerate_support(expand=False).reshape(-1, *law.event_shape)
+        # An index for every item of the batch, also of a batch that is expanded.
+        choice = rewrap(msg["fn"], lambda base: dist.Categorical(logits=_logits(base)))
+        infer: Any = {"enumerate": "parallel", **msg["infer"]}
+        index = pyro.sample(f"{name}_index", choice, infer=infer)
+        value = support[index]
+        msg["fn"] = dist.Delta(value, event_dim=2).mask(False)
+        msg["value"] = value
+        msg["is_observed"] = True
+        msg["infer"] = {"_deterministic": True}
+
+
+def _has_event_items(fn: Any) -> bool:
+    while hasattr(fn, "base_dist"):
+        if isinstance(fn, Independent) and fn.reinterpreted_batch_ndims > 0:
+            return True
+        fn = fn.base_dist
+    return False
+
+
+def _logits(law: PermutationLaw) -> torch.Tensor:
+    """Log-probabilities of the listed permutations, batch_shape + (K,)."""
+    log_p: torch.Tensor = law.log_prob(law.enumerate_support(expand=False))
+    return log_p.expand(log_p.shape[:1] + law.batch_shape).movedim(0, -1)
+
+
+def indexed(model: Callable[..., Any] | None = None) -> Any:
+    """The model with its latent permutations drawn through an index over their support.
+
+    Every latent permutation site ``P`` becomes a ``Categorical`` site ``P_index``, marked for parallel enumeration, and
+    ``P`` itself the permutation of that index, recorded as by ``pyro.deterministic``. So Pyro's exact machinery is right
+    for it: ``TraceEnum_ELBO`` with its ``compute_marginals``, ``infer_discrete``, plates, and HMC, NUTS and autoguides
+    for the other latent sites, with the permutations summed out::
+
+        MCMC(NUTS(pyro_gs.indexed(model)), num_samples=1000, warmup_steps=200)
+
+    The log-probabilities of the support are the prior's. Enumerating the matrix site itself, ``infer={"enumerate":
+    "parallel"}`` without this handler, gives the evidence but not marginals, MAP and ``infer_discrete``.
+
+    Args:
+        model: a Pyro model that broadcasts over its permutations; without it a context manager is returned.
+
+    Returns:
+        A callable with the model's signature.
+
+    Raises:
+        TypeError: ``model`` is not callable.
+        ValueError: at a call, a site with more than 8! = 40,320 permutations (the message has their number).
+        NotImplementedError: at a call, several permutations in one event.
+
+    Example:
+        >>> import torch, pyro_gs as pgs
+        >>> from pyro.infer import TraceEnum_ELBO
+        >>> def model():
+        ...     P = pyro.sample("P", pgs.UniformPermutation(3))
+        ...     pyro.factor("f", P.diagonal(dim1=-2, dim2=-1).sum(-1))
+        >>> elbo = TraceEnum_ELBO(max_plate_nesting=0)
+        >>> marginal = elbo.compute_marginals(pgs.indexed(model), lambda: None)["P_index"]
+        >>> marginal.probs[0]  # of the identity
+        tensor(0.6642)
+    """
+    if model is not None and not callable(model):
+        raise TypeError(f"model must be callable, but is {type(model).__name__}; for a context use indexed()")
+    messenger = IndexMessenger()
+    return messenger if model is None else messenger(model)
