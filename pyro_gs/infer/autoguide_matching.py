@@ -84,7 +84,7 @@ class AutoGumbelMatching(AutoGumbelSinkhorn):
         objective: Bound = "tightened_kl",
         gradient: Gradient = "score",
         *,
-        strength: float = 1.0,
+        strength: float = 0.25,
         baseline_decay: float | None = 0.9,
         init_logits: InitLogits | None = None,
         rank: int | None = None,
@@ -114,6 +114,15 @@ class AutoGumbelMatching(AutoGumbelSinkhorn):
         self._baselines: dict[str, DecayingAverage] = {}
         self._items: dict[str, Tensor] = {}
 
+    @property
+    def temperature(self) -> NoReturn:
+        """There is none.
+
+        Raises:
+            AttributeError: always.
+        """
+        raise AttributeError("AutoGumbelMatching has no temperature")
+
     def _init_site(self, name: str, site: dict[str, Any], allowed: Tensor) -> None:
         prior = unwrap(site["fn"])
         if not isinstance(prior, PermutationLaw):
@@ -137,7 +146,8 @@ class AutoGumbelMatching(AutoGumbelSinkhorn):
 
     def _law(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> GuideGumbelMatching:  # type: ignore[override]
         logits = self._logits(name, args, kwargs)
-        item = pyro.subsample(self._items[name], event_dim=0)
+        trace: Any = self.prototype_trace
+        item = pyro.subsample(self._items[name], event_dim=trace.nodes[name]["fn"].event_dim - 2)
         bound: Bound = self.objective  # type: ignore[assignment]
         return GuideGumbelMatching(logits, bound, self.gradient, self.strength, self._baselines.get(name), item)
 

@@ -29,6 +29,7 @@ from pyro_gs.distributions.kl import gumbel_noise_kl, tightened_kl
 from pyro_gs.distributions.permutation_law import PermutationLaw
 from pyro_gs.distributions.relaxed import RelaxedPermutation, plain
 from pyro_gs.distributions.uniform_permutation import UniformPermutation
+from pyro_gs.ops.batching import unexpanded
 from pyro_gs.ops.gumbel import gumbel_noise
 from pyro_gs.ops.matching import matching
 from pyro_gs.ops.sinkhorn import log_sinkhorn
@@ -136,7 +137,7 @@ class GuideGumbelMatching(GumbelMatching):
         logits: Tensor,
         objective: Bound = "tightened_kl",
         gradient: Gradient = "score",
-        strength: float = 1.0,
+        strength: float = 0.25,
         baseline: DecayingAverage | None = None,
         item: Tensor | None = None,
     ) -> None:
@@ -218,9 +219,12 @@ def has_gradient(prior: PermutationLaw) -> bool:
 
 
 def _flat_logits(prior: PermutationLaw, like: Tensor) -> Tensor:
+    """Logits of ``M(eps)`` over the pairs of a prior, of a shape that broadcasts to the prior's."""
     allowed = prior._support.allowed
-    flat = like.new_zeros(prior.batch_shape + prior.event_shape)
-    return flat if allowed is None else torch.where(allowed, flat, -torch.inf)
+    if allowed is None:
+        return like.new_zeros(prior.event_shape)
+    small = unexpanded(allowed, 2)
+    return like.new_zeros(small.shape).masked_fill(~small, -torch.inf)
 
 
 def _log_reference(prior: PermutationLaw, hard: Tensor) -> Tensor:
@@ -230,7 +234,12 @@ def _log_reference(prior: PermutationLaw, hard: Tensor) -> Tensor:
     reference = GumbelMatching(_flat_logits(prior, hard))
     if not bool(reference.is_exact.all()):
         raise NotImplementedError(no_bound(prior, "P"))
-    return reference.log_prob(hard.detach())
+    hard = hard.detach()
+    if reference.batch_shape.numel() > 1:
+        return reference.log_prob(hard)
+    reference = GumbelMatching(reference.logits.reshape(hard.shape[-2:]))
+    seen, place = hard.reshape(-1, *hard.shape[-2:]).unique(dim=0, return_inverse=True)  # a quadrature each
+    return reference.log_prob(seen)[place].reshape(hard.shape[:-2])
 
 
 def no_bound(prior: PermutationLaw, name: str) -> str:
