@@ -47,8 +47,13 @@ class GumbelSinkhornStraightThrough(GumbelSinkhorn):
         Warns:
             SinkhornWarning: the solver missed its tolerance (see :func:`pyro_gs.sinkhorn`).
         """
-        z = self._perturbed(sample_shape)
-        relaxed = self._relaxed(z)
-        soft = plain(relaxed)
-        hard = matching(z.detach()).to(soft.dtype)
-        return RelaxedPermutation.wrap(hard + (soft - soft.detach()), relaxed.log_source)
+        return straight_through(self, sample_shape)
+
+
+def straight_through(law: GumbelSinkhorn, sample_shape: Any = ()) -> RelaxedPermutation:
+    """Draws ``M(X + eps)`` of a Gumbel-Sinkhorn law with the relaxed sample's gradient and logarithm."""
+    z = law._perturbed(sample_shape)
+    relaxed = law._relaxed(z)
+    soft = plain(relaxed)
+    hard = matching(z.detach()).to(soft.dtype)
+    return RelaxedPermutation.wrap(hard + (soft - soft.detach()), relaxed.log_source)

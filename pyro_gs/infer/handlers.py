@@ -84,7 +84,7 @@ def unwrap(fn: Any) -> Any:
 
 
 def rewrap(fn: Any, relaxed: Callable[[Any], Any]) -> Any:
-    """Put another law inside the ``Masked``, ``Independent`` and ``Expanded`` distributions around one."""
+    """A distribution with another law inside its ``Masked``, ``Independent`` and ``Expanded`` wrappers."""
     if isinstance(fn, dist.MaskedDistribution):
         return rewrap(fn.base_dist, relaxed).mask(fn._mask)
     if isinstance(fn, Independent):

@@ -1,9 +1,17 @@
-r"""What stands beside the likelihood in the objective of a guide over relaxed permutations.
+r"""What stands beside the likelihood in the objective of a guide over relaxed permutations, and what it bounds.
 
-- ``"density"``: ``log p(P) - log q(P)``, the true relaxed densities. The ELBO bounds the evidence of the relaxed model.
-- ``"tightened_kl"``: minus the KL of the Gumbel noise, minimised over the gauge. Together with the likelihood at hard
-  permutations it bounds the evidence under the prior ``M(X_0 + eps)``.
-- ``"noise_kl"``: minus the KL of the Gumbel noise, as in the paper. The same, less tightly.
+- ``"density"``: ``log p(P) - log q(P)``, the true relaxed densities. With the likelihood at relaxed permutations the ELBO
+  bounds the evidence of the relaxed model. With the likelihood at hard ones (``hard=True``) it bounds the evidence under
+  the prior ``M(X_0 + eps)``: the hard permutation is a function of the relaxed one (the matching of its logarithm), so
+  this is the ELBO of a model with the relaxed prior and that likelihood, whose evidence is the discrete one at any
+  temperature. Importance weighting (``RenyiELBO(alpha=0)``) tends to either evidence.
+- ``"tightened_kl"``: minus the KL of the Gumbel noise, minimised over the gauge. With ``hard=True`` the ELBO bounds the
+  evidence under the prior ``M(X_0 + eps)``, less tightly. ``RenyiELBO`` bounds nothing with a KL: its particles share it.
+- ``"noise_kl"``: minus the KL of the Gumbel noise, as in the paper. The same, less tightly again.
+
+A KL with the likelihood at relaxed permutations bounds the evidence of the relaxed model too, as both KLs are at least that
+of the relaxed laws. ``docs/objectives.md`` has pictures. ``M(X_0 + eps)`` is ``GumbelMatching(X_0)``; it is the uniform law
+only without forbidden pairs.
 
 The choice holds under every ELBO class: the guide's law carries it, its values take it to the model's prior, and the
 KL that ``TraceMeanField_ELBO`` looks up obeys it too. With a KL objective the very tensor that the guide sampled scores as
@@ -22,6 +30,7 @@ from torch.distributions import register_kl
 from pyro_gs.distributions.gumbel_sinkhorn import GumbelSinkhorn
 from pyro_gs.distributions.kl import gumbel_noise_kl, tightened_kl
 from pyro_gs.distributions.relaxed import RelaxedPermutation
+from pyro_gs.distributions.straight_through import straight_through
 
 Objective = Literal["density", "tightened_kl", "noise_kl"]
 OBJECTIVES: tuple[Objective, ...] = ("density", "tightened_kl", "noise_kl")
@@ -45,6 +54,7 @@ class GuideGumbelSinkhorn(GumbelSinkhorn):
         logits: as in :class:`GumbelSinkhorn`.
         num_particles: as in :class:`GumbelSinkhorn`.
         validate_args: as in :class:`GumbelSinkhorn`.
+        hard: draw permutation matrices with the relaxed draws' gradients, as :class:`GumbelSinkhornStraightThrough`.
     """
 
     def __init__(
@@ -54,21 +64,25 @@ class GuideGumbelSinkhorn(GumbelSinkhorn):
         logits: Tensor,
         num_particles: int = 0,
         validate_args: bool | None = None,
+        *,
+        hard: bool = False,
     ) -> None:
         check_objective(objective)
         self.objective = objective
+        self.hard = hard
         super().__init__(temperature, logits, num_particles, validate_args)
 
     def expand(self, batch_shape: Any, _instance: GumbelSinkhorn | None = None) -> GuideGumbelSinkhorn:
         """The same law with a larger batch shape."""
         new: GuideGumbelSinkhorn = self._get_checked_instance(GuideGumbelSinkhorn, _instance)
         new.objective = self.objective
+        new.hard = self.hard
         super().expand(batch_shape, _instance=new)
         return new
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
-        """As :meth:`GumbelSinkhorn.rsample`; the values know the objective."""
-        value = super().rsample(sample_shape)
+        """As :meth:`GumbelSinkhorn.rsample`, or hard with its gradient; the values know the objective."""
+        value = straight_through(self, sample_shape) if self.hard else super().rsample(sample_shape)
         if self.objective != "density" and isinstance(value, RelaxedPermutation):
             value.bound = functools.partial(self._bound, self, value.shape[:-2])
         return value
