@@ -144,7 +144,8 @@ def gradient_variance(
         raise ValueError("no parameter of the model or the guide has a gradient; give a model and a guide to be trained")
     mean = {name: total / num_draws for name, total in sums.items()}
     variance = {
-        name: float((squares[name] - num_draws * mean[name].square()).clamp(min=0.0).sum()) / (num_draws - 1) for name in sums
+        name: float((squares[name] - num_draws * mean[name].square()).clamp(min=0.0).sum()) / (num_draws - 1)
+        for name in sums
     }
     total = sum(variance.values())
     signal = sum(float(value.square().sum()) for value in mean.values()) - total / num_draws
@@ -204,9 +205,7 @@ def relaxation_gap(
         scores.append(score)
     relaxed, hard = torch.tensor(scores, dtype=torch.float64).unbind(-1)
     gap = relaxed - hard
-    return RelaxationGap(
-        float(relaxed.mean()), float(hard.mean()), float(gap.mean()), float(gap.std()) / num_draws**0.5
-    )
+    return RelaxationGap(float(relaxed.mean()), float(hard.mean()), float(gap.mean()), float(gap.std()) / num_draws**0.5)
 
 
 def check_temperature_effect(

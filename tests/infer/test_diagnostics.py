@@ -191,7 +191,9 @@ def test_corrected_marginals_are_right_in_plates_beside_continuous_latents(share
 def test_too_few_effective_draws_are_said():
     x, y = noisy_points(5, 0.1, 0)
     guide = pgs.AutoGumbelSinkhorn(model)
-    with pytest.warns(TemperatureWarning, match="cannot be told, as weights leave fewer than 10 effective draws of 50 at site"):
+    with pytest.warns(
+        TemperatureWarning, match="cannot be told, as weights leave fewer than 10 effective draws of 50 at site"
+    ):
         check_temperature_effect(pgs.relax(model), guide, x, y, 0.1, num_draws=50)
 
 
