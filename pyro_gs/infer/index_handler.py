@@ -38,7 +38,9 @@ class IndexMessenger(Messenger):
         choice = rewrap(msg["fn"], lambda base: dist.Categorical(logits=_logits(base)))
         infer: Any = {"enumerate": "parallel", **msg["infer"]}
         index = pyro.sample(f"{name}_index", choice, infer=infer)
-        value = support[index]
+        # While it is enumerated the index has size one in the plates; the matrix has their size.
+        batch = torch.broadcast_shapes(index.shape, choice.batch_shape)
+        value = support[index].expand(*batch, *law.event_shape)
         msg["fn"] = dist.Delta(value, event_dim=2).mask(False)
         msg["value"] = value
         msg["is_observed"] = True
