@@ -39,6 +39,7 @@ from pyro_gs.infer.mcmc.convergence import ConvergenceWarning, convergence, post
 from pyro_gs.infer.mcmc.hmc_gibbs import HMCGibbs
 from pyro_gs.infer.mcmc.locally_balanced import LocallyBalanced
 from pyro_gs.infer.mcmc.move_sequence import MoveSequence
+from pyro_gs.infer.mcmc.rounding import RoundedPosterior, round_samples
 from pyro_gs.infer.mcmc.swap_metropolis import SwapMetropolis
 from pyro_gs.infer.mcmc.swaps import Swaps
 from pyro_gs.ops.implicit import SinkhornSolution, SinkhornWarning
@@ -82,6 +83,7 @@ __all__ = [
     "PlackettLuce",
     "RelaxMessenger",
     "RelaxedPlackettLuce",
+    "RoundedPosterior",
     "RoundingPermutation",
     "RoundingTransform",
     "SinkhornSolution",
@@ -119,6 +121,7 @@ __all__ = [
     "relax",
     "relaxation_gap",
     "reliability",
+    "round_samples",
     "saturation",
     "sinkhorn",
     "solve_sinkhorn",
