@@ -36,8 +36,11 @@ from pyro_gs.infer.mcmc.swap_metropolis import SwapMetropolis
 Kind = Literal["exact", "variational", "mcmc"]
 Marginals = dict[str, Tensor]
 
-STEP_SIZES = (0.1, 0.005)
+STEP_SIZES = (0.3, 0.005)
 """Adam's step size at the beginning and the end of a fit, geometric in between."""
+
+PARTICLES = 4
+"""Draws in a step of a fit."""
 
 FITTED = 0.9
 """Share of the budget that a guide is fitted for; the rest is for its draws and its bound."""
@@ -52,7 +55,7 @@ NUTS_WARMUP = 200
 """Steps of warm-up where NUTS samples the other latent sites."""
 
 HARD_DRAWS = 10_000
-EVIDENCE_DRAWS = 200
+EVIDENCE_DRAWS = 100  # times the particles
 SNAPSHOT_DRAWS = 500
 
 
@@ -209,9 +212,7 @@ class Variational:
         marginals, draws = _of_guide(part, HARD_DRAWS)
         history.append((clock.seconds, marginals))
         losses = [svi.evaluate_loss(*task.args, **task.kwargs)]
-        for _ in clock.ticks():
-            if len(losses) == EVIDENCE_DRAWS:
-                break
+        while len(losses) < EVIDENCE_DRAWS and clock.fraction < 1:
             losses.append(svi.evaluate_loss(*task.args, **task.kwargs))
         bound = -sum(losses) / len(losses)
         return MethodResult(name, "variational", clock.seconds, draws, None, marginals, bound, self.bound, None, history)
@@ -230,7 +231,8 @@ class Variational:
             guide = part = self.guide(task.model, task.temperature)
         options = {"lr": STEP_SIZES[0]}
         optimizer = PyroOptim(torch.optim.Adam, options)
-        svi = SVI(model, guide, optimizer, Trace_ELBO())
+        elbo = Trace_ELBO(num_particles=PARTICLES, vectorize_particles=joint.vectorize, max_plate_nesting=joint.nesting)
+        svi = SVI(model, guide, optimizer, elbo)
         for due in clock.ticks():
             options["lr"] = STEP_SIZES[0] * (STEP_SIZES[1] / STEP_SIZES[0]) ** clock.fraction
             for inner in optimizer.optim_objs.values():
