@@ -46,7 +46,7 @@ DRAWS = 10_000
 
 @dataclass
 class Row:
-    """One line of the csv: a method on an instance; distances in nats and as a share, NaN where a method has no joint law."""
+    """One line of the csv: a method on an instance; NaN where a method has no joint law."""
 
     sigma: float
     seed: int

@@ -337,22 +337,24 @@ def _gumbel_sinkhorn(model: Callable[..., Any], temperature: float, **options: A
     return AutoGumbelSinkhorn(model, temperature=temperature, **options)
 
 
+_RELAXED = "lower bound for the relaxed model"
 _HARD = "lower bound under the prior M(X_0 + eps)"
-GUMBEL_SINKHORN = Variational(_gumbel_sinkhorn, True, "lower bound for the relaxed model")
+GUMBEL_SINKHORN = Variational(_gumbel_sinkhorn, True, _RELAXED)
 STRAIGHT_THROUGH = Variational(functools.partial(_gumbel_sinkhorn, objective="tightened_kl", hard=True), True, _HARD)
 
 RUNNERS: dict[str, Runner] = {
     "exact": run_exact,
     "gumbel-sinkhorn": GUMBEL_SINKHORN,
     "gumbel-sinkhorn, tightened KL": Variational(
-        functools.partial(_gumbel_sinkhorn, objective="tightened_kl"), True, "no bound: relaxed likelihood, tightened KL"
+        functools.partial(_gumbel_sinkhorn, objective="tightened_kl"), True, _RELAXED
     ),
     "straight-through": STRAIGHT_THROUGH,
-    "gumbel-matching": Variational(lambda model, temperature: AutoGumbelMatching(model), False, _HARD),
-    "rounding": Variational(lambda model, temperature: AutoRounding(model), True, "lower bound for the relaxed model"),
-    "stick-breaking": Variational(
-        lambda model, temperature: AutoStickBreaking(model), True, "lower bound for the relaxed model"
+    "gumbel-matching": Variational(
+        lambda model, temperature: AutoGumbelMatching(model, gradient="perturb_and_map"), False, _HARD
     ),
+    "gumbel-matching, score": Variational(lambda model, temperature: AutoGumbelMatching(model), False, _HARD),
+    "rounding": Variational(lambda model, temperature: AutoRounding(model), True, _RELAXED),
+    "stick-breaking": Variational(lambda model, temperature: AutoStickBreaking(model), True, _RELAXED),
     "swaps": Chain(SwapMetropolis),
     "locally balanced": Chain(LocallyBalanced),
     "block gibbs": Chain(BlockGibbs),
