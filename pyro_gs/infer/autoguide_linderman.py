@@ -12,8 +12,8 @@ from pyro.distributions import constraints as pyro_constraints
 from pyro.infer.autoguide.utils import deep_setattr
 from pyro.nn import PyroModule, PyroParam
 from torch import Tensor
-from torch.distributions import register_kl
 from torch.distributions import constraints as torch_constraints
+from torch.distributions import register_kl
 
 from pyro_gs.distributions import constraints
 from pyro_gs.distributions.gumbel_sinkhorn import GumbelSinkhorn
@@ -212,8 +212,8 @@ def _check_uniform(prior: Any, name: str = "P") -> None:
 class AutoRounding(_AutoLinderman):
     r"""Guide whose permutation sites are independent rounding laws (:class:`RoundingPermutation`).
 
-    ``X = temperature Z + (1 - temperature) M(Z)`` with ``Z`` normal around ``pyro_gs.sinkhorn(logits)``, with free logits and
-    standard deviations. Values are matrices near the vertices of the polytope, not in it: entries may be negative::
+    ``X = temperature Z + (1 - temperature) M(Z)`` with ``Z`` normal around ``pyro_gs.sinkhorn(logits)``, with free logits
+    and standard deviations. Values are matrices near the vertices of the polytope, not in it: entries may be negative::
 
         SVI(relax(model), AutoRounding(model), Adam({"lr": 0.1}), Trace_ELBO())
 
@@ -231,8 +231,8 @@ class AutoRounding(_AutoLinderman):
         create_plates: as in Pyro's ``AutoGuide``.
 
     Raises:
-        ValueError: a bad ``temperature``, ``init_scale`` or ``prior_scale``; at the first call, a prior that is not uniform over
-            all permutations, or as :class:`AutoGumbelSinkhorn`.
+        ValueError: a bad ``temperature``, ``init_scale`` or ``prior_scale``; at the first call, a prior that is not uniform
+            over all permutations, or as :class:`AutoGumbelSinkhorn`.
 
     Example:
         >>> import pyro, torch
