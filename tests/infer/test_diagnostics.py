@@ -21,7 +21,7 @@ from pyro_gs.infer.diagnostics import (
 )
 
 
-def fitted(n, scale, seed, temperature, steps=250, **options):
+def fitted(n, scale, seed, temperature, steps=150, **options):
     x, y = noisy_points(n, scale, seed)
     guide = pgs.AutoGumbelSinkhorn(model, temperature=temperature, **options)
     relaxed = pgs.relax(model, temperature=temperature)
@@ -145,9 +145,9 @@ def test_hard_guides_are_refused():
 
 
 @pytest.mark.usefixtures("float64_only")
-@pytest.mark.parametrize(("n", "seed", "temperature", "warns"), [(4, 1, 1.0, True), (4, 0, 0.1, False)])
-def test_warning_where_hard_marginals_are_far_from_the_enumerated(n, seed, temperature, warns):
-    relaxed, guide, args = fitted(n, 0.5, seed, temperature)
+@pytest.mark.parametrize(("scale", "seed", "temperature", "warns"), [(0.5, 1, 1.0, True), (2.0, 2, 0.2, False)])
+def test_warning_where_hard_marginals_are_far_from_the_enumerated(scale, seed, temperature, warns):
+    relaxed, guide, args = fitted(4, scale, seed, temperature)
     want = exact(*args)[1]
     error = float((guide.hard_sample((5000,))["P"].mean(0) - want).abs().max())
     if warns:
@@ -156,8 +156,8 @@ def test_warning_where_hard_marginals_are_far_from_the_enumerated(n, seed, tempe
         assert error > 0.25
     else:
         found = check_temperature_effect(relaxed, guide, *args, num_draws=2000, max_plate_nesting=0)  # warnings are errors
-        assert error < 0.2
-    assert float((found.corrected["P"] - want).abs().max()) < max(0.15, error / 2)
+        assert error < 0.15
+    assert float((found.corrected["P"] - want).abs().max()) < 0.1
     assert found.shift["P"] == float((found.marginals["P"] - found.corrected["P"]).abs().max())
 
 
