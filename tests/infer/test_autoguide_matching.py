@@ -106,7 +106,7 @@ def test_perturb_and_map_gradient_of_a_linear_likelihood():
     assert ((found.mean(0) - want).abs() <= 4.7 * error + 0.04 * size).all()
 
 
-def test_perturb_and_map_scales_with_the_loss():
+def test_perturb_and_map_scales_with_the_loss(tol):
     z = torch.randn(5, 4, 4)
     gradient = []
     for scale in (1.0, 1e-3):
@@ -115,8 +115,8 @@ def test_perturb_and_map_scales_with_the_loss():
         (scale * (law.rsample() * z).sum()).backward()
         gradient.append(law.logits.grad)
     assert gradient[0].abs().max() > 0.1
-    assert torch.allclose(gradient[0] * 1e-3, gradient[1], rtol=1e-9, atol=1e-12)
-    assert gradient[0].sum(-1).abs().max() < 1e-9
+    assert torch.allclose(gradient[0] * 1e-3, gradient[1], rtol=tol, atol=tol * 1e-3)
+    assert gradient[0].sum(-1).abs().max() < 10 * tol
 
 
 def test_centring_leaves_a_gradient_of_the_law_alone(tol):
