@@ -73,12 +73,12 @@ class _AutoLinderman(AutoPermutationGuide):
                 f"{type(self).__name__} has no forbidden pairs, but the prior of site '{name}' forbids "
                 f"{int((~allowed).sum())}; use AutoGumbelSinkhorn"
             )
-        like = site["value"]
+        like, event_dim = site["value"], site["fn"].event_dim
         dtype = like.dtype if like.is_floating_point() else torch.get_default_dtype()
         shape = (*allowed.shape[:-2], *(size - self._removed for size in allowed.shape[-2:]))
         free = torch.zeros(shape, dtype=dtype, device=like.device)
-        deep_setattr(self.locs, name, PyroParam(free, pyro_constraints.real, 2))
-        deep_setattr(self.scales, name, PyroParam(free + self._init_scale, pyro_constraints.positive, 2))
+        deep_setattr(self.locs, name, PyroParam(free, pyro_constraints.real, event_dim))
+        deep_setattr(self.scales, name, PyroParam(free + self._init_scale, pyro_constraints.positive, event_dim))
 
     def _law(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> PushedNormal:
         raise NotImplementedError

@@ -148,8 +148,7 @@ class AutoGumbelMatching(AutoGumbelSinkhorn):
 
     def _law(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> GuideGumbelMatching:
         logits = self._logits(name, args, kwargs)
-        trace: Any = self.prototype_trace
-        item = pyro.subsample(self._items[name], event_dim=trace.nodes[name]["fn"].event_dim - 2)
+        item = pyro.subsample(self._items[name], event_dim=self._event_dim(name) - 2)
         bound: Bound = self.objective  # type: ignore[assignment]
         return GuideGumbelMatching(logits, bound, self.gradient, self.strength, self._baselines.get(name), item)
 

@@ -244,10 +244,10 @@ def check_temperature_effect(
     probability of a pair moves by more than the tolerance, and where the weights leave fewer than ten effective draws, so
     that nothing can be said. Where the model lies in a plate as a whole, the weights of an item are its own.
 
-    **What it was seen to do** (``benchmarks/temperature_check.py``). Of 32 fits to four and five noisy points, at temperatures
-    1 to 0.1, with 4,000 draws: it warned at 23, whose hard marginals were off the enumerated ones by 0.17 to 0.54; was silent
-    at 6, off by 0.09 to 0.16; and could not tell at 3, off by 0.18 to 0.28. The corrected marginals were off by at most 0.12
-    where it could tell.
+    **What it was seen to do** (``benchmarks/temperature_check.py``). Of 32 fits to four and five noisy points, at
+    temperatures 1 to 0.1, with 4,000 draws: it warned at 23, whose hard marginals were off the enumerated ones by 0.17 to
+    0.54; was silent at 6, off by 0.09 to 0.16; and could not tell at 3, off by 0.18 to 0.28. The corrected marginals were
+    off by at most 0.12 where it could tell.
 
     **Limits.** Weights correct what the draws reach: a guide that misses a mode altogether has even weights and no warning.
     The target has the prior ``M(X_0 + eps)``, as the tightened KL's (``docs/objectives.md``). Effective draws fall fast

@@ -279,17 +279,19 @@ def test_subsampled_plate(gradient, vectorized):
 @pytest.mark.parametrize("gradient", ["score", "perturb_and_map"])
 def test_sites_with_events_and_masks(gradient):
     def worms():
-        P = pyro.sample("P", pgs.UniformPermutation(3).expand([2]).to_event(1))
-        pyro.factor("score", 10 * P[..., 0, 0].sum(-1))
+        with pyro.plate("weeks", 3, subsample_size=2):
+            P = pyro.sample("P", pgs.UniformPermutation(3).expand([2, 2]).to_event(1))
+            pyro.factor("score", 10 * P[..., 0, 0].sum(-1))
         with pyro.plate("days", 2), poutine.mask(mask=torch.tensor([True, False])):
             Q = pyro.sample("Q", pgs.UniformPermutation(3))
             pyro.factor("more", 10 * Q[..., 0, 0])
 
     guide = AutoGumbelMatching(worms, gradient=gradient)
-    svi = SVI(worms, guide, Adam({"lr": 0.1}), Trace_ELBO(num_particles=4))
+    svi = SVI(worms, guide, Adam({"lr": 0.1}), particles(4, 1))
     for _ in range(100):
         svi.step()
     draws = guide.hard_sample((300,))
+    assert draws["P"].shape == (300, 3, 2, 3, 3)
     assert (draws["P"].mean(0)[..., 0, 0] > 0.55).all()
     assert draws["Q"].mean(0)[0, 0, 0] > 0.55
 
