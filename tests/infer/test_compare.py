@@ -67,7 +67,9 @@ def test_table_and_picture(comparison):
     assert len(comparison.distances()) == 6
 
 
-@pytest.mark.parametrize("name", [name for name in RUNNERS if name not in ("exact", "gumbel-sinkhorn", "swaps", "vi + mcmc")])
+@pytest.mark.parametrize(
+    "name", [name for name in RUNNERS if name not in ("exact", "gumbel-sinkhorn", "swaps", "vi + mcmc")]
+)
 def test_every_method_runs(name):
     found = pgs.compare(matching_model.model, ARGS, methods=[name], budget=0.6, snapshots=2, progress=False)[name]
     assert found.draws["P"].shape[1:] == (4, 4)
