@@ -193,7 +193,8 @@ def compare(
         args: its arguments.
         kwargs: its keyword arguments.
         methods: names (``"exact"``, ``"gumbel-sinkhorn"``, ``"gumbel-sinkhorn, tightened KL"``, ``"straight-through"``,
-            ``"gumbel-matching"``, ``"gumbel-matching, score"``, ``"rounding"``, ``"stick-breaking"``, ``"swaps"``, ``"locally balanced"``,
+            ``"gumbel-matching"``, ``"gumbel-matching, score"``, ``"rounding"``, ``"stick-breaking"``, ``"swaps"``,
+            ``"locally balanced"``,
             ``"block gibbs"``, ``"tempering"``, ``"vi + mcmc"``), kernels without a model, or pairs of a name and a kernel
             or a function of the name and a ``Task`` that returns a ``MethodResult``. Those that cannot take the model,
             such as the exact one where there are too many permutations, are left out, with the reason.

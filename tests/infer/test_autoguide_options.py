@@ -348,3 +348,14 @@ def test_vectorized_particles_are_the_mean_of_single_ones(options, hard):
     single = torch.tensor([Trace_ELBO().loss(relaxed, guide, x, y, 0.5) for _ in range(60)])
     error = float(single.std()) * (1 / 60 + 1 / 600) ** 0.5
     assert abs(vectorized - float(single.mean())) < 4.5 * error
+
+
+@pytest.mark.parametrize("objective", ["density", "tightened_kl", "noise_kl"])
+def test_hard_draws_on_the_plain_model_are_refused(objective):
+    def model():
+        pyro.sample("P", pgs.UniformPermutation(3))
+
+    guide = pgs.AutoGumbelSinkhorn(model, objective=objective, hard=True)
+    with pytest.raises(ValueError, match=r"UniformPermutation in the model, which is not relaxed; write SVI\(pyro_gs.relax"):
+        Trace_ELBO().loss(model, guide)
+    assert Trace_ELBO().loss(pgs.relax(model), guide) < 1e6

@@ -33,10 +33,13 @@ _WIDTH = 2**17
 class SwapMetropolis(PermutationKernel):
     """Random-walk Metropolis-Hastings: two rows exchange their columns, or several rotate them.
 
-    A step makes ``num_steps`` proposals of exchanges, or one more, in every item of a site and, where pairs are forbidden, ``num_cycles``
-    of longer cycles; exchanges alone need not reach all permutations of a mask, cycles do. Items of a plate that are
-    independent given the rest move at once, each accepted on its own. Proposals are scored ahead in one run of the model:
-    as long as none is accepted the state is the same, and what was scored beyond the first accepted one is thrown away.
+    A step makes ``num_steps`` proposals of exchanges, or one more, in every item of a site and, where pairs are forbidden,
+    ``num_cycles`` of longer cycles; exchanges alone need not reach all permutations of a mask, cycles do. Items of a plate
+    that are independent given the rest move at once, each accepted on its own.
+
+    Exchanges are scored ahead. Where they are few, all of a state's are scored in one run of the model, and how many
+    proposals are refused before one is accepted is drawn as a geometric number: the same chain in law. Where they are many,
+    several proposals are scored at once, and what lies beyond the first accepted one is thrown away.
 
     With ``adapt`` the marginals seen during warm-up shape the proposal: rows that are unsure are taken more often, and
     exchanged for columns that they have had. The proposal is fixed when the warm-up ends.

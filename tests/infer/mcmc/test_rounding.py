@@ -15,7 +15,7 @@ POINTS = tuple(value.double() for value in matching_model.noisy_points(3, 1.0, 0
 def test_weights_turn_the_prior_into_the_posterior():
     """Independent draws of the relaxed prior, whose likelihood is the relaxed one: the weights correct that, too."""
     pyro.set_rng_seed(0)
-    evidence, marginals, _, _ = matching_model.exact(*POINTS, 1.0)
+    _, marginals, _, _ = matching_model.exact(*POINTS, 1.0)
     draws = pgs.GumbelSinkhorn(0.5, torch.zeros(3, 3)).sample((20_000,))
     log_relaxed = matching_model.log_likelihood(draws, *POINTS, 1.0)
     chosen = torch.multinomial(log_relaxed.softmax(0), 20_000, replacement=True)
