@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 import pyro
 import pyro.distributions as dist
 import torch
+from pyro.poutine.markov_messenger import MarkovMessenger
 from pyro.poutine.messenger import Messenger
+from pyro.poutine.runtime import _PYRO_STACK
 from torch.distributions import Independent
 
 from pyro_gs.distributions import constraints
@@ -36,15 +39,34 @@ class IndexMessenger(Messenger):
         support = law.enumerate_support(expand=False).reshape(-1, *law.event_shape)
         # An index for every item of the batch, also of a batch that is expanded.
         choice = rewrap(msg["fn"], lambda base: dist.Categorical(logits=_logits(base)))
-        infer: Any = {"enumerate": "parallel", **msg["infer"]}
+        # What handlers have noted of the matrix they note of the index anew.
+        infer: Any = {"enumerate": "parallel", **{k: v for k, v in msg["infer"].items() if not k.startswith("_")}}
+        _leave_markov(name)
         index = pyro.sample(f"{name}_index", choice, infer=infer)
-        # While it is enumerated the index has size one in the plates; the matrix has their size.
-        batch = torch.broadcast_shapes(index.shape, choice.batch_shape)
-        value = support[index].expand(*batch, *law.event_shape)
+        # While it is enumerated the index has size one in the plates; the matrix has their size, but not that of earlier
+        # enumerated sites on which its law depends.
+        plates = {-frame.dim: frame.size for frame in msg["cond_indep_stack"] if frame.vectorized}
+        sizes = [plates.get(dim, 1) for dim in range(max(plates, default=0), 0, -1)]
+        value = support[index].expand(*torch.broadcast_shapes(index.shape, sizes), *law.event_shape)
         msg["fn"] = dist.Delta(value, event_dim=2).mask(False)
         msg["value"] = value
         msg["is_observed"] = True
-        msg["infer"] = {"_deterministic": True}
+        msg["infer"] = {"_deterministic": True, **_markov_scope(msg["infer"], f"{name}_index")}
+
+
+def _leave_markov(name: str) -> None:
+    """Take a site out of the scope of the ``pyro.markov`` contexts that have seen it, in which its index stands for it."""
+    for frame in _PYRO_STACK:
+        if isinstance(frame, MarkovMessenger):
+            frame._stack[frame._pos].discard(name)
+
+
+def _markov_scope(infer: Any, index: str) -> dict[str, Any]:
+    """The scope that ``pyro.markov`` gave a site, with its index: what tells Pyro the dimensions of the matrix."""
+    if "_markov_scope" not in infer:
+        return {}
+    depth = infer["_markov_depth"]
+    return {"_markov_scope": infer["_markov_scope"] + Counter({index: depth}), "_markov_depth": depth}
 
 
 def _has_event_items(fn: Any) -> bool:
@@ -66,8 +88,8 @@ def indexed(model: Callable[..., Any] | None = None) -> Any:
 
     Every latent permutation site ``P`` becomes a ``Categorical`` site ``P_index``, marked for parallel enumeration, and
     ``P`` itself the permutation of that index, recorded as by ``pyro.deterministic``. So Pyro's exact machinery is right
-    for it: ``TraceEnum_ELBO`` with its ``compute_marginals``, ``infer_discrete``, plates, and HMC, NUTS and autoguides
-    for the other latent sites, with the permutations summed out::
+    for it: ``TraceEnum_ELBO`` with its ``compute_marginals``, ``infer_discrete``, plates, ``pyro.markov``, and HMC,
+    NUTS and autoguides for the other latent sites, with the permutations summed out::
 
         MCMC(NUTS(pyro_gs.indexed(model)), num_samples=1000, warmup_steps=200)
 
