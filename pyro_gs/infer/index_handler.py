@@ -9,6 +9,7 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 import torch
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.poutine.markov_messenger import MarkovMessenger
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import _PYRO_STACK
@@ -19,8 +20,16 @@ from pyro_gs.distributions.permutation_law import PermutationLaw
 from pyro_gs.infer.handlers import given_values, rewrap, unwrap
 
 
+INDEX_OF = "pyro_gs_index_of"
+"""Key of a site's ``infer`` that marks it as the index of a permutation."""
+
+
 class IndexMessenger(Messenger):
     """Effect handler behind :func:`indexed`; also a context manager."""
+
+    def __enter__(self) -> Any:
+        self._enumerated: dict[int, str] = {}  # dimension -> site
+        return super().__enter__()
 
     def _pyro_sample(self, msg: Any) -> None:
         law = unwrap(msg["fn"])
@@ -40,7 +49,7 @@ class IndexMessenger(Messenger):
         # An index for every item of the batch, also of a batch that is expanded.
         choice = rewrap(msg["fn"], lambda base: dist.Categorical(logits=_logits(base)))
         # What handlers have noted of the matrix they note of the index anew.
-        infer: Any = {"enumerate": "parallel", **{k: v for k, v in msg["infer"].items() if not k.startswith("_")}}
+        infer: Any = {"enumerate": "parallel", INDEX_OF: name, **{k: v for k, v in msg["infer"].items() if not k.startswith("_")}}
         _leave_markov(name)
         index = pyro.sample(f"{name}_index", choice, infer=infer)
         # While it is enumerated the index has size one in the plates; the matrix has their size, but not that of earlier
@@ -52,6 +61,26 @@ class IndexMessenger(Messenger):
         msg["value"] = value
         msg["is_observed"] = True
         msg["infer"] = {"_deterministic": True, **_markov_scope(msg["infer"], f"{name}_index")}
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        fn, value, infer = msg["fn"], msg["value"], msg["infer"]
+        if "_enumerate_dim" in infer:
+            if INDEX_OF in infer:
+                self._enumerated[infer["_enumerate_dim"]] = infer[INDEX_OF]
+            return
+        if msg["is_observed"] or not isinstance(fn, TorchDistributionMixin):
+            return
+        batch = value.shape[: value.dim() - fn.event_dim]
+        name = next((self._enumerated[d] for d in range(-len(batch), 0) if batch[d] > 1 and d in self._enumerated), None)
+        if name is not None:
+            plates = {frame.dim: frame.size for frame in msg["cond_indep_stack"] if frame.vectorized}
+            shape = tuple(plates.get(dim, 1) for dim in range(min(plates, default=0), 0)) + tuple(fn.event_shape)
+            site = msg["name"]
+            raise ValueError(
+                f"site '{site}' depends on '{name}' and was drawn for each of its permutations, with shape "
+                f"{tuple(value.shape)} in place of {shape}; start HMC and NUTS at one value for all, init_strategy="
+                f"init_to_value(values={{'{site}': value}}) with a value of shape {shape} (pyro.infer.autoguide)"
+            )
 
 
 def _leave_markov(name: str) -> None:
@@ -93,6 +122,8 @@ def indexed(model: Callable[..., Any] | None = None) -> Any:
 
         MCMC(NUTS(pyro_gs.indexed(model)), num_samples=1000, warmup_steps=200)
 
+    ``Predictive`` with draws of the permutations takes the plain model.
+
     The log-probabilities of the support are the prior's. Enumerating the matrix site itself, ``infer={"enumerate":
     "parallel"}`` without this handler, gives the evidence but not marginals, MAP and ``infer_discrete``.
 
@@ -105,6 +136,7 @@ def indexed(model: Callable[..., Any] | None = None) -> Any:
     Raises:
         TypeError: ``model`` is not callable.
         ValueError: at a call, a site with more than 8! = 40,320 permutations (the message has their number).
+            Under HMC and NUTS, a latent site that depends on a permutation and has no initial value.
         NotImplementedError: at a call, several permutations in one event.
 
     Example:
