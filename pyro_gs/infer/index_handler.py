@@ -49,7 +49,11 @@ class IndexMessenger(Messenger):
         # An index for every item of the batch, also of a batch that is expanded.
         choice = rewrap(msg["fn"], lambda base: dist.Categorical(logits=_logits(base)))
         # What handlers have noted of the matrix they note of the index anew.
-        infer: Any = {"enumerate": "parallel", INDEX_OF: name, **{k: v for k, v in msg["infer"].items() if not k.startswith("_")}}
+        infer: Any = {
+            "enumerate": "parallel",
+            INDEX_OF: name,
+            **{k: v for k, v in msg["infer"].items() if not k.startswith("_")},
+        }
         _leave_markov(name)
         index = pyro.sample(f"{name}_index", choice, infer=infer)
         # While it is enumerated the index has size one in the plates; the matrix has their size, but not that of earlier
