@@ -19,7 +19,6 @@ from pyro_gs.distributions import constraints
 from pyro_gs.distributions.permutation_law import PermutationLaw
 from pyro_gs.infer.handlers import given_values, rewrap, unwrap
 
-
 INDEX_OF = "pyro_gs_index_of"
 """Key of a site's ``infer`` that marks it as the index of a permutation."""
 

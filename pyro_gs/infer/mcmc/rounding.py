@@ -44,8 +44,8 @@ def round_samples(model: Callable[..., Any], samples: Mapping[str, Tensor], *arg
     r"""Round draws of a relaxed model to permutations, weighted to the posterior of the plain one.
 
     Draws ``R`` of ``MCMC(NUTS(relax(model, temperature)))`` have the density ``p_0(R) L(R)``, with ``L`` the likelihood.
-    Their matchings ``M(log R)`` with weights ``L(M(log R)) / L(R)`` have the law ``p_0(R) L(M(log R))``: the posterior of the
-    plain model under the prior ``M(X_0 + eps)``. That is the model's own for ``GumbelMatching`` and for
+    Their matchings ``M(log R)`` with weights ``L(M(log R)) / L(R)`` have the law ``p_0(R) L(M(log R))``: the posterior of
+    the plain model under the prior ``M(X_0 + eps)``. That is the model's own for ``GumbelMatching`` and for
     ``UniformPermutation`` without forbidden pairs, and near it for others (:func:`pyro_gs.relax`). The lower the
     temperature, the evener the weights, and the harder it is for NUTS.
 
