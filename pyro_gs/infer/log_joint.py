@@ -238,6 +238,11 @@ class LogJoint:
         return False
 
     @property
+    def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Positional and keyword arguments of the model."""
+        return self._args, self._kwargs
+
+    @property
     def swap_delta(self) -> Callable[[Any], Tensor] | None:
         """The model's attribute of this name with the model's arguments, if it has one."""
         hook = getattr(self._model, "swap_delta", None)
@@ -398,6 +403,7 @@ class PotentialJoint:
         self._potential_fn = potential_fn
         self.swap_delta = None
         self.flat_prior = True
+        self.arguments: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
         self.sites = {name: _site_of_value(name, value, allowed) for name, value in start.items()}
         self.start = {name: self.sites[name].to_value(self.sites[name].to_items(value)) for name, value in start.items()}
         self.vectorize = self._broadcasts() if vectorize is None else vectorize

@@ -99,7 +99,11 @@ class Chain:
 
     def total(self) -> Tensor:
         """Log prior and log likelihood of every replica, float64 (2, replicas)."""
-        return self.focus(self._latest or next(iter(self.joint.sites))).terms.total
+        return self.current().terms.total
+
+    def current(self) -> Focus:
+        """The site that was moved last."""
+        return self.focus(self._latest or next(iter(self.joint.sites)))
 
     def score(self, name: str, candidates: Tensor) -> Terms:
         """Terms of candidates for a site (K, replicas, items, n), the other sites as they are: leading (2, K, replicas)."""
@@ -209,8 +213,8 @@ class Focus:
             change: of the log joint density, float64 (K,); counts as likelihood.
         """
         new = self.index.clone()
-        places = (replicas[:, None], items[:, None])
-        new[(*places, rows)] = self.index[(*places, rows.flip(-1))]
+        replica, item = replicas[:, None], items[:, None]
+        new[replica, item, rows] = self.index[replica, item, rows.flip(-1)]
         self.chain.index[self.site.name] = new
         if self.independent:
             self.terms.inside[1, replicas, items] += change

@@ -83,7 +83,7 @@ def check_swap_delta(hook: SwapDelta, focus: Focus) -> None:
         return
     items = torch.tensor([item for item, _ in found], device=site.device)
     rows = torch.stack([pair for _, pair in found])
-    candidates = focus.index.expand(len(found), 1, *focus.index.shape[1:]).clone()
+    candidates = focus.index[:1].expand(len(found), 1, *focus.index.shape[1:]).clone()
     for k, (item, pair) in enumerate(found):
         candidates[k, 0, item] = exchange(candidates[k, 0, item], pair)
     terms = focus.chain.score(site.name, candidates)
