@@ -125,6 +125,9 @@ class LogJoint:
         normalized: whether uniform priors count; without, their log-probabilities, the same for all permutations of the
             support, are left out, which for large masks saves seconds at the start.
 
+    Attributes:
+        flat_prior: whether all latent sites are uniform permutations, so that only the likelihood changes with them.
+
     Raises:
         ValueError: no latent permutation site, a relaxed or indexed one, one of partial matchings, or a subsampled plate.
 
@@ -179,6 +182,9 @@ class LogJoint:
             else:
                 self.others[name] = node
         self.nesting = depth
+        self.flat_prior = not self.others and all(
+            isinstance(unwrap(trace.nodes[name]["fn"]), UniformPermutation) for name in self.sites
+        )
         if not self.sites:
             raise ValueError(self._no_site())
 
@@ -234,6 +240,11 @@ class LogJoint:
             stacklevel=4,
         )
         return False
+
+    @property
+    def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Positional and keyword arguments of the model."""
+        return self._args, self._kwargs
 
     @property
     def swap_delta(self) -> Callable[[Any], Tensor] | None:
@@ -432,6 +443,8 @@ class PotentialJoint:
     ) -> None:
         self._potential_fn = potential_fn
         self.swap_delta = None
+        self.flat_prior = True
+        self.arguments: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
         self.sites = {name: _site_of_value(name, value, allowed) for name, value in start.items()}
         self.start = {name: self.sites[name].to_value(self.sites[name].to_items(value)) for name, value in start.items()}
         self.vectorize = self._broadcasts() if vectorize is None else vectorize

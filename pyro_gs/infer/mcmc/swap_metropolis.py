@@ -16,7 +16,7 @@ from pyro_gs.infer.mcmc.chain import Focus
 from pyro_gs.infer.mcmc.cycles import move_by_cycles
 from pyro_gs.infer.mcmc.permutation_kernel import PermutationKernel
 from pyro_gs.infer.mcmc.proposals import AdaptedSwaps, UniformSwaps
-from pyro_gs.infer.mcmc.scored_swaps import ScoredSwaps, is_good
+from pyro_gs.infer.mcmc.scored_swaps import ScoredSwaps, is_good, takes_hook
 from pyro_gs.infer.mcmc.swaps import SwapDelta, check_swap_delta
 from pyro_gs.ops.logits import check_count
 
@@ -137,7 +137,7 @@ class SwapMetropolis(PermutationKernel):
         remaining = torch.where(movable, steps + torch.randint(2, focus.unit_shape, device=movable.device), 0)
         made = int(remaining.sum())
         hook = self._hook(focus.chain.joint)
-        width = 1 if hook is not None and focus.chain.replicas == 1 else focus.site.num_items * focus.site.n**2
+        width = 1 if takes_hook(focus, hook) else focus.site.num_items * focus.site.n**2
         if not made:
             return 0, 0
         longest = proposal.longest(focus.independent)
@@ -184,7 +184,7 @@ class SwapMetropolis(PermutationKernel):
         """Score several proposals from one state at once; what lies beyond the first accepted one is thrown away."""
         accepted, longest = 0, int(remaining.max())
         while longest > 0:
-            count = min(longest, self._ahead(focus, hook is not None))
+            count = min(longest, self._ahead(focus, takes_hook(focus, hook)))
             items, rows, ratio = proposal.draw(focus.index, count, focus.independent)
             due = torch.arange(count, device=rows.device)[:, None, None] < remaining
             good = due & is_good(focus.site, focus.index, items, rows)
