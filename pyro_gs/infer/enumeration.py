@@ -149,7 +149,8 @@ def _check_draws(joint: LogJoint, samples: Mapping[str, Tensor]) -> tuple[dict[s
         shape = tuple(joint.others[name]["value"].shape)
         if value.dim() == 0 or value.shape[1:] != shape or len(value) == 0:
             raise ValueError(
-                f"samples['{name}'] must have shape {('draws', *shape)}, with at least one draw, but has {tuple(value.shape)}"
+                f"samples['{name}'] must have shape {('draws', *shape)}, with at least one draw, but has "
+                f"{tuple(value.shape)}"
             )
     sizes = {len(value) for value in draws.values()}
     if len(sizes) > 1:

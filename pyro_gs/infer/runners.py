@@ -27,9 +27,11 @@ from pyro_gs.infer.index_handler import indexed
 from pyro_gs.infer.log_joint import LogJoint
 from pyro_gs.infer.mcmc.block_gibbs import BlockGibbs
 from pyro_gs.infer.mcmc.convergence import ConvergenceWarning, convergence
+from pyro_gs.infer.mcmc.guide_proposal import GuideProposal
 from pyro_gs.infer.mcmc.hmc_gibbs import HMCGibbs
 from pyro_gs.infer.mcmc.locally_balanced import LocallyBalanced
 from pyro_gs.infer.mcmc.move_sequence import MoveSequence
+from pyro_gs.infer.mcmc.parallel_tempering import ParallelTempering
 from pyro_gs.infer.mcmc.permutation_kernel import PermutationKernel
 from pyro_gs.infer.mcmc.swap_metropolis import SwapMetropolis
 
@@ -299,7 +301,7 @@ class Chain:
                     draws.append(params[site].to(torch.bool))
                 if due:
                     history.append((clock.seconds, {site: _mean(draws) for site, draws in kept.items()}))
-            evidence = kernel.diagnostics().get("log evidence")
+            evidence = kernel.diagnostics().get("log evidence", {}).get("stepping_stone")
             kernel.cleanup()
         _check_warmup(name, task, steps, warmup)
         seconds = clock.seconds
@@ -314,7 +316,7 @@ class Chain:
             None,
             marginals,
             evidence,
-            "estimate by thermodynamic integration" if evidence is not None else "",
+            "estimate by stepping stones" if evidence is not None else "",
             None if size is None else size / seconds,
             [*history, (seconds, marginals)],
         )
@@ -358,5 +360,7 @@ RUNNERS: dict[str, Runner] = {
     "swaps": Chain(SwapMetropolis),
     "locally balanced": Chain(LocallyBalanced),
     "block gibbs": Chain(BlockGibbs),
+    "tempering": Chain(ParallelTempering),
+    "vi + mcmc": Chain(lambda guide: MoveSequence([GuideProposal(guide=guide), SwapMetropolis()]), GUMBEL_SINKHORN),
 }
 """The methods that :func:`pyro_gs.compare` knows by name."""
