@@ -19,7 +19,6 @@ from pyro_gs.distributions import constraints
 from pyro_gs.distributions.permutation_law import PermutationLaw
 from pyro_gs.infer.handlers import given_values, rewrap, unwrap
 
-
 INDEX_OF = "pyro_gs_index_of"
 """Key of a site's ``infer`` that marks it as the index of a permutation."""
 
@@ -49,7 +48,8 @@ class IndexMessenger(Messenger):
         # An index for every item of the batch, also of a batch that is expanded.
         choice = rewrap(msg["fn"], lambda base: dist.Categorical(logits=_logits(base)))
         # What handlers have noted of the matrix they note of the index anew.
-        infer: Any = {"enumerate": "parallel", INDEX_OF: name, **{k: v for k, v in msg["infer"].items() if not k.startswith("_")}}
+        given = {key: value for key, value in msg["infer"].items() if not key.startswith("_")}
+        infer: Any = {"enumerate": "parallel", **given, INDEX_OF: name}
         _leave_markov(name)
         index = pyro.sample(f"{name}_index", choice, infer=infer)
         # While it is enumerated the index has size one in the plates; the matrix has their size, but not that of earlier
