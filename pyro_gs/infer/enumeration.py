@@ -66,7 +66,8 @@ def enumerate_posterior(model: Callable[..., Any], *args: Any, **kwargs: Any) ->
     prior allows. The model is run on batches of it, or state by state where it does not broadcast.
 
     Args:
-        model: a Pyro model whose latent sites are all permutations.
+        model: a Pyro model whose latent sites are all permutations. Handlers go around it, as in
+            ``poutine.condition(model, data)``; those around this call do not reach it.
         *args: its arguments.
         **kwargs: its keyword arguments.
 
@@ -149,8 +150,7 @@ def _check_draws(joint: LogJoint, samples: Mapping[str, Tensor]) -> tuple[dict[s
         shape = tuple(joint.others[name]["value"].shape)
         if value.dim() == 0 or value.shape[1:] != shape or len(value) == 0:
             raise ValueError(
-                f"samples['{name}'] must have shape {('draws', *shape)}, with at least one draw, but has "
-                f"{tuple(value.shape)}"
+                f"samples['{name}'] must have shape {('draws', *shape)} with at least one draw, but has {tuple(value.shape)}"
             )
     sizes = {len(value) for value in draws.values()}
     if len(sizes) > 1:

@@ -48,11 +48,8 @@ class IndexMessenger(Messenger):
         # An index for every item of the batch, also of a batch that is expanded.
         choice = rewrap(msg["fn"], lambda base: dist.Categorical(logits=_logits(base)))
         # What handlers have noted of the matrix they note of the index anew.
-        infer: Any = {
-            "enumerate": "parallel",
-            INDEX_OF: name,
-            **{k: v for k, v in msg["infer"].items() if not k.startswith("_")},
-        }
+        given = {key: value for key, value in msg["infer"].items() if not key.startswith("_")}
+        infer: Any = {"enumerate": "parallel", **given, INDEX_OF: name}
         _leave_markov(name)
         index = pyro.sample(f"{name}_index", choice, infer=infer)
         # While it is enumerated the index has size one in the plates; the matrix has their size, but not that of earlier

@@ -23,6 +23,7 @@ from pyro_gs.ops.matching import matching, to_index
 from pyro_gs.ops.support import find_support
 
 _CANDIDATES = "_pyro_gs_candidates"
+_TRIALS = 8  # candidates on which broadcasting is tried out
 
 
 class VectorizationWarning(UserWarning):
@@ -216,7 +217,9 @@ class LogJoint:
     def _broadcasts(self) -> bool:
         """Whether candidates in one run of the model score as each alone."""
         taken = {size for site in self.sites.values() for size in (*site.item_shape, site.n)}
-        count = next(k for k in range(2, len(taken) + 3) if k not in taken)
+        # As many as there are rows bring every pair in, where all are allowed: no entry is the same in all of them.
+        least = min(max(site.n for site in self.sites.values()), _TRIALS)
+        count = next(k for k in range(least, least + len(taken) + 1) if k > 1 and k not in taken)
         draws = distinct_candidates(self.sites, self.start, count)
         others = {name: node["value"] for name, node in self.others.items()}
         alone = torch.cat([self._run(draw, others, None, None).total for draw in draws], 1)
