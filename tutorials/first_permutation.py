@@ -60,7 +60,7 @@ def save(name: str, figure: Figure) -> None:
 
 # %%
 n, noise = 6, 0.5
-before = torch.tensor([[0.0, 0.0], [0.6, 0.2], [2.0, 0.0], [0.0, 2.0], [0.5, 2.4], [2.0, 2.0]])
+before = torch.tensor([[0.0, 0.0], [0.4, 0.1], [2.0, 0.0], [0.0, 2.0], [0.3, 2.3], [2.0, 2.0]])
 truth = torch.tensor([3, 0, 5, 4, 1, 2])  # row i of `after` is bead truth[i]
 after = before[truth] + noise * torch.randn(n, 2)
 
@@ -142,10 +142,11 @@ save("2_trace", axes[0].figure)
 
 # %%
 pyro.clear_param_store()
-temperature = 0.5
+temperature = 0.25
 guide = pgs.AutoGumbelSinkhorn(model, temperature=temperature)
-optimizer = ClippedAdam({"lr": 0.1, "lrd": 0.05 ** (1 / STEPS)})
-svi = SVI(pgs.relax(model, temperature=temperature), guide, optimizer, Trace_ELBO(num_particles=4, vectorize_particles=True))
+optimizer = ClippedAdam({"lr": 0.3, "lrd": 0.02 ** (1 / STEPS)})
+elbo = Trace_ELBO(num_particles=4, vectorize_particles=True, max_plate_nesting=0)
+svi = SVI(pgs.relax(model, temperature=temperature), guide, optimizer, elbo)
 losses = [svi.step(before, after) for _ in range(STEPS)]
 draws = guide.hard_sample((5000,))
 print(pgs.summary(draws, truth=pgs.to_matrix(truth)))
@@ -170,6 +171,7 @@ comparison = pgs.compare(
     (before, after),
     methods=["exact", "gumbel-sinkhorn", "straight-through", "swaps", "vi + mcmc"],
     budget=BUDGET,
+    temperature=temperature,
     progress=False,
 )
 print(comparison)
