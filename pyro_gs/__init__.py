@@ -19,13 +19,32 @@ from pyro_gs.distributions.transforms import RoundingTransform, StickBreakingTra
 from pyro_gs.distributions.uniform_permutation import UniformPermutation
 from pyro_gs.infer.annealing import AnnealedSVI, ConstantSchedule, ExponentialSchedule, LinearSchedule
 from pyro_gs.infer.autoguide import AutoGumbelSinkhorn
+from pyro_gs.infer.autoguide_linderman import AutoRounding, AutoStickBreaking
+from pyro_gs.infer.autoguide_matching import AutoGumbelMatching
+from pyro_gs.infer.compare import Comparison, compare
+from pyro_gs.infer.diagnostics import (
+    TemperatureWarning,
+    check_temperature_effect,
+    gradient_variance,
+    relaxation_gap,
+    saturation,
+)
 from pyro_gs.infer.enumeration import EnumeratedPosterior, enumerate_posterior, permutation_posterior
 from pyro_gs.infer.handlers import RelaxMessenger, register_relaxation, relax
+from pyro_gs.infer.hardening import HardenMessenger, harden, register_hard_law
 from pyro_gs.infer.index_handler import IndexMessenger, indexed
+from pyro_gs.infer.initialization import init_to_matching
+from pyro_gs.infer.log_joint import VectorizationWarning
+from pyro_gs.infer.mcmc.block_gibbs import BlockGibbs
 from pyro_gs.infer.mcmc.convergence import ConvergenceWarning, convergence, posterior_dict
+from pyro_gs.infer.mcmc.guide_proposal import GuideProposal
 from pyro_gs.infer.mcmc.hmc_gibbs import HMCGibbs
+from pyro_gs.infer.mcmc.locally_balanced import LocallyBalanced
 from pyro_gs.infer.mcmc.move_sequence import MoveSequence
+from pyro_gs.infer.mcmc.parallel_tempering import ParallelTempering
+from pyro_gs.infer.mcmc.rounding import RoundedPosterior, round_samples
 from pyro_gs.infer.mcmc.swap_metropolis import SwapMetropolis
+from pyro_gs.infer.mcmc.swaps import Swaps
 from pyro_gs.ops.implicit import SinkhornSolution, SinkhornWarning
 from pyro_gs.ops.laplacian import laplacian_logdet, laplacian_solve
 from pyro_gs.ops.matching import matching, to_index, to_matrix
@@ -40,8 +59,13 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AnnealedSVI",
+    "AutoGumbelMatching",
     "AutoGumbelSinkhorn",
+    "AutoRounding",
+    "AutoStickBreaking",
     "BirkhoffTransform",
+    "BlockGibbs",
+    "Comparison",
     "ConstantSchedule",
     "ConvergenceWarning",
     "DivergenceError",
@@ -50,17 +74,22 @@ __all__ = [
     "ExponentialSchedule",
     "GibbsMatching",
     "GibbsPermutation",
+    "GuideProposal",
     "GumbelMatching",
     "GumbelSinkhorn",
     "GumbelSinkhornStraightThrough",
     "HMCGibbs",
+    "HardenMessenger",
     "IndexMessenger",
     "LinearSchedule",
+    "LocallyBalanced",
     "Mallows",
     "MoveSequence",
+    "ParallelTempering",
     "PlackettLuce",
     "RelaxMessenger",
     "RelaxedPlackettLuce",
+    "RoundedPosterior",
     "RoundingPermutation",
     "RoundingTransform",
     "SinkhornSolution",
@@ -69,12 +98,20 @@ __all__ = [
     "StickBreakingTransform",
     "SupportWarning",
     "SwapMetropolis",
+    "Swaps",
+    "TemperatureWarning",
     "UniformPermutation",
+    "VectorizationWarning",
+    "check_temperature_effect",
+    "compare",
     "constraints",
     "convergence",
     "enumerate_posterior",
+    "gradient_variance",
     "gumbel_noise_kl",
+    "harden",
     "indexed",
+    "init_to_matching",
     "kendall_distance",
     "laplacian_logdet",
     "laplacian_solve",
@@ -86,9 +123,13 @@ __all__ = [
     "pad_logits",
     "permutation_posterior",
     "posterior_dict",
+    "register_hard_law",
     "register_relaxation",
     "relax",
+    "relaxation_gap",
     "reliability",
+    "round_samples",
+    "saturation",
     "sinkhorn",
     "solve_sinkhorn",
     "summary",

@@ -81,6 +81,9 @@ class PermutationLaw(MatrixLaw):
             TypeError: complex values.
             ValueError: another event shape or a batch that does not broadcast; with validation, no permutation matrix.
         """
+        bound = value.bound if isinstance(value, RelaxedPermutation) else None
+        if bound is not None:  # of AutoGumbelMatching
+            return -bound(self)
         self._check_value(value)
         # A value from a relaxed law carries a logarithm that is of no use here.
         inside = constraints.Permutation(self._support.allowed).check(value)

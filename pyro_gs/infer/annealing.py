@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from pyro.infer import SVI
@@ -96,7 +96,7 @@ class AnnealedSVI(SVI):
         guide: an object with a ``temperature``, such as ``AutoGumbelSinkhorn``.
         optim: as in ``SVI``.
         loss: as in ``SVI``.
-        schedule: temperature of each step, a function of the step number.
+        schedule: temperature of each step, a function of the step number; a dict by site where the guide takes one.
         tempered: the object whose ``temperature`` is set, by default ``guide`` (a part of an ``AutoGuideList``, say).
 
     Raises:
@@ -110,7 +110,7 @@ class AnnealedSVI(SVI):
         optim: Any,
         loss: Any,
         *,
-        schedule: Callable[[int], float],
+        schedule: Callable[[int], float | Mapping[str, float]],
         tempered: Any = None,
     ) -> None:
         super().__init__(model, guide, optim, loss)

@@ -98,6 +98,13 @@ def _read(temperature: Temperature | Callable[[], Temperature]) -> Temperature:
     return temperature() if callable(temperature) else temperature
 
 
+def given_values(msg: Any) -> list[Any]:
+    """Values that a site is observed or conditioned at, also by handlers outside of the one that asks."""
+    data: list[Any] = [getattr(m.data, "nodes", m.data) for m in _PYRO_STACK if isinstance(m, ConditionMessenger)]
+    given = [part[msg["name"]] for part in data if msg["name"] in part] + ([msg["value"]] if msg["is_observed"] else [])
+    return [value["value"] if isinstance(value, dict) else value for value in given]
+
+
 class RelaxMessenger(Messenger):
     """Effect handler behind :func:`relax`; also a context manager."""
 
@@ -111,9 +118,7 @@ class RelaxMessenger(Messenger):
         if not isinstance(getattr(law, "support", None), (constraints.Permutation, constraints.PartialMatching)):
             return
         name = msg["name"]
-        data: list[Any] = [m.data for m in _PYRO_STACK if isinstance(m, ConditionMessenger)]
-        given = [part[name] for part in data if name in part] + ([msg["value"]] if msg["is_observed"] else [])
-        if any(not isinstance(value, RelaxedPermutation) for value in given):
+        if any(not isinstance(value, RelaxedPermutation) for value in given_values(msg)):
             return  # an observed permutation is no latent variable: it keeps its law; HMC conditions on relaxed ones
         relaxation = next((_RELAXATIONS[kind] for kind in type(law).__mro__ if kind in _RELAXATIONS), None)
         if relaxation is None:

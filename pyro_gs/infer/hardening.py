@@ -58,9 +58,9 @@ class HardenMessenger(Messenger):
     """Effect handler behind :func:`harden`; also a context manager."""
 
     def _pyro_sample(self, msg: Any) -> None:
-        if isinstance(
-            getattr(unwrap(msg["fn"]), "support", None), (constraints.DoublyStochastic, constraints.UnimodalRowStochastic)
-        ):
+        law = unwrap(msg["fn"])
+        relaxed = (constraints.DoublyStochastic, constraints.UnimodalRowStochastic)
+        if isinstance(law, tuple(_HARD_LAWS)) or isinstance(getattr(law, "support", None), relaxed):
             msg["fn"] = rewrap(msg["fn"], hard_law)
 
 

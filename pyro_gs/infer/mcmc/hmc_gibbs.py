@@ -6,11 +6,13 @@ import collections
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import pyro.poutine as poutine
+import torch
 from pyro.infer.mcmc import HMC
 from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
+from pyro.poutine.condition_messenger import ConditionMessenger
 from torch import Tensor
 
+from pyro_gs.distributions.uniform_permutation import UniformPermutation
 from pyro_gs.infer.handlers import name_sites, unwrap
 from pyro_gs.infer.log_joint import LogJoint
 from pyro_gs.infer.mcmc.chain import Chain
@@ -40,7 +42,8 @@ class HMCGibbs(MCMCKernel):
     Raises:
         TypeError: ``inner_kernel`` is no HMC or NUTS, ``moves`` no kernels over permutations.
         ValueError: an inner kernel without a model, moves with one, or, at set-up, a model without a latent permutation,
-            without another latent site, or with another discrete one.
+            without another latent site, or with another discrete one; moves that leave a permutation out; no start of
+            positive density.
         NotImplementedError: an inner kernel with ``jit_compile=True``, which would freeze the permutations.
 
     Example:
@@ -85,7 +88,6 @@ class HMCGibbs(MCMCKernel):
         self.num_moves = num_moves
         self.model: Callable[..., Any] = inner_kernel.model
         self._conditioned = _Conditioned(self.model)
-        inner_kernel.model = self._conditioned
         self._initial_params: dict[str, Tensor] | None = None
         super().__init__()
 
@@ -119,22 +121,46 @@ class HMCGibbs(MCMCKernel):
                 f"has {name_sites(list(given))}"
             )
         fixed = {name: joint.sites[name].to_items(given[name]) for name in joint.sites if name in given}
+        self._chain = self._start(joint, fixed, inner, warmup_steps, args, kwargs)
+        self.moves.bind(self._chain, warmup_steps * self.num_moves)
+        self.moves.refuse_unmoved(fixed)
+
+    def _start(
+        self,
+        joint: LogJoint,
+        fixed: dict[str, Tensor],
+        inner: dict[str, Tensor],
+        warmup_steps: int,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Chain:
+        """Set up the inner kernel where the joint density is positive: at what was given, or at draws from the prior."""
         for attempt in range(_TRIES):
             draw = joint.start if attempt == 0 else joint.draw()
             index = {name: fixed.get(name, site.to_items(draw[name]))[None] for name, site in joint.sites.items()}
             self._conditioned.values = {name: site.to_value(index[name][0]) for name, site in joint.sites.items()}
             self.inner_kernel.initial_params = inner or None
+            self.inner_kernel.model = self._conditioned
             try:
                 self.inner_kernel.setup(warmup_steps, *args, **kwargs)
-            except ValueError as error:  # no start of positive density for these permutations
-                if "valid initial params" not in str(error) or attempt + 1 == _TRIES or len(fixed) == len(joint.sites):
+            except ValueError as error:
+                if "valid initial params" not in str(error):
                     raise
-                self.inner_kernel.cleanup()
-                continue
-            break
-        self._params: dict[str, Tensor] = dict(self.inner_kernel.initial_params)
-        self._chain = Chain(joint, index, self._constrained(self._params))
-        self.moves.bind(self._chain, warmup_steps)
+            else:
+                self._params: dict[str, Tensor] = dict(self.inner_kernel.initial_params)
+                chain = Chain(joint, index, self._constrained(self._params))
+                if bool((chain.total().sum(0) > -torch.inf).all()):
+                    return chain
+            finally:
+                self.inner_kernel.model = self.model
+            self.inner_kernel.cleanup()
+            if len(fixed) == len(joint.sites):
+                break
+        where = " at the permutations of initial_params" if fixed else ""
+        raise ValueError(
+            f"found no start of positive density{where}; give one by MCMC(..., initial_params={{...}}), matrices for "
+            f"{name_sites(list(joint.sites))} and unconstrained values for {name_sites(list(joint.others))}"
+        )
 
     def _constrained(self, params: dict[str, Tensor]) -> dict[str, Tensor]:
         transforms = self.inner_kernel.transforms
@@ -193,4 +219,14 @@ class _Conditioned:
         self.values: dict[str, Tensor] = {}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return poutine.condition(self.model, self.values)(*args, **kwargs)
+        with _Given(self.values):
+            return self.model(*args, **kwargs)
+
+
+class _Given(ConditionMessenger):
+    """Conditions on permutations, without the density of uniform priors: a constant, at the price of a permanent."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        super()._pyro_sample(msg)
+        if msg["name"] in self.data and isinstance(unwrap(msg["fn"]), UniformPermutation):
+            msg["fn"] = msg["fn"].mask(False)

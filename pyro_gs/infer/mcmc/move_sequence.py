@@ -47,6 +47,10 @@ class MoveSequence(PermutationKernel):
         jit_compile: bool = False,
     ) -> None:
         super().__init__(model, potential_fn, allowed=allowed, vectorize=vectorize, jit_compile=jit_compile)
+        if not isinstance(kernels, (list, tuple)):
+            raise TypeError(
+                f"kernels must be a list of kernels, but is {type(kernels).__name__}; write MoveSequence([...], model)"
+            )
         self.kernels = list(kernels)
         if not self.kernels:
             raise ValueError("kernels must hold at least one kernel, but is empty")
@@ -71,6 +75,7 @@ class MoveSequence(PermutationKernel):
         super().bind(chain, warmup_steps)
         for kernel in self.kernels:
             kernel.bind(chain, warmup_steps)
+        self._moved = [name for name in chain.joint.sites if any(name in kernel.moved_sites for kernel in self.kernels)]
 
     def _move_all(self) -> tuple[int, int]:
         before = [(0, 0) if k.starts_samples else (k.num_proposed, k.num_accepted) for k in self.kernels]

@@ -35,7 +35,8 @@ class PermutationKernel(MCMCKernel):
 
     Raises:
         ValueError: both or neither of ``model`` and ``potential_fn`` in :meth:`setup`; a model without a permutation site or
-            with other latent sites; ``sites`` that it does not have.
+            with other latent sites; ``sites`` that it does not have, or that leave one out which ``initial_params`` does not
+            fix.
         NotImplementedError: ``jit_compile=True``.
     """
 
@@ -102,6 +103,11 @@ class PermutationKernel(MCMCKernel):
         joint = self._joint(args, kwargs)
         self._refuse_others(joint)
         self.bind(self._start(joint), warmup_steps)
+        self.refuse_unmoved(self._initial_params or {})
+
+    def _refuse_others(self, joint: LogJoint | PotentialJoint) -> None:
+        kind = type(self).__name__
+        joint.refuse_others(kind, f"write HMCGibbs(NUTS(model), moves={kind}()) to move the others by NUTS")
 
     def _refuse_others(self, joint: LogJoint | PotentialJoint) -> None:
         kind = type(self).__name__
@@ -165,6 +171,27 @@ class PermutationKernel(MCMCKernel):
         }
         for name in self._moved:
             self._retry(self.prepare, name)
+
+    @property
+    def moved_sites(self) -> list[str]:
+        """Names of the sites that are moved, once bound to a chain."""
+        return self._moved
+
+    def refuse_unmoved(self, given: Mapping[str, Any]) -> None:
+        """Raise where a site would stay for ever at the draw from the prior that it starts from.
+
+        Args:
+            given: the sites with a start of the user's.
+
+        Raises:
+            ValueError: names them.
+        """
+        left = [name for name in self._chain.joint.sites if name not in self._moved and name not in given]
+        if left:
+            raise ValueError(
+                f"no kernel moves {name_sites(left)}, which would stay at a draw from the prior; leave out sites=, which "
+                f"moves all, or fix them by pyro.poutine.condition(model, {{'{left[0]}': ...}})"
+            )
 
     def _retry(self, function: Callable[[Focus], Any], name: str) -> Any:
         try:
