@@ -21,6 +21,7 @@ from pyro_gs.infer.annealing import AnnealedSVI, ConstantSchedule, ExponentialSc
 from pyro_gs.infer.autoguide import AutoGumbelSinkhorn
 from pyro_gs.infer.autoguide_linderman import AutoRounding, AutoStickBreaking
 from pyro_gs.infer.autoguide_matching import AutoGumbelMatching
+from pyro_gs.infer.compare import Comparison, compare
 from pyro_gs.infer.diagnostics import (
     TemperatureWarning,
     check_temperature_effect,
@@ -36,9 +37,12 @@ from pyro_gs.infer.initialization import init_to_matching
 from pyro_gs.infer.log_joint import VectorizationWarning
 from pyro_gs.infer.mcmc.block_gibbs import BlockGibbs
 from pyro_gs.infer.mcmc.convergence import ConvergenceWarning, convergence, posterior_dict
+from pyro_gs.infer.mcmc.guide_proposal import GuideProposal
 from pyro_gs.infer.mcmc.hmc_gibbs import HMCGibbs
 from pyro_gs.infer.mcmc.locally_balanced import LocallyBalanced
 from pyro_gs.infer.mcmc.move_sequence import MoveSequence
+from pyro_gs.infer.mcmc.parallel_tempering import ParallelTempering
+from pyro_gs.infer.mcmc.rounding import RoundedPosterior, round_samples
 from pyro_gs.infer.mcmc.swap_metropolis import SwapMetropolis
 from pyro_gs.infer.mcmc.swaps import Swaps
 from pyro_gs.ops.implicit import SinkhornSolution, SinkhornWarning
@@ -61,6 +65,7 @@ __all__ = [
     "AutoStickBreaking",
     "BirkhoffTransform",
     "BlockGibbs",
+    "Comparison",
     "ConstantSchedule",
     "ConvergenceWarning",
     "DivergenceError",
@@ -69,6 +74,7 @@ __all__ = [
     "ExponentialSchedule",
     "GibbsMatching",
     "GibbsPermutation",
+    "GuideProposal",
     "GumbelMatching",
     "GumbelSinkhorn",
     "GumbelSinkhornStraightThrough",
@@ -79,9 +85,11 @@ __all__ = [
     "LocallyBalanced",
     "Mallows",
     "MoveSequence",
+    "ParallelTempering",
     "PlackettLuce",
     "RelaxMessenger",
     "RelaxedPlackettLuce",
+    "RoundedPosterior",
     "RoundingPermutation",
     "RoundingTransform",
     "SinkhornSolution",
@@ -95,6 +103,7 @@ __all__ = [
     "UniformPermutation",
     "VectorizationWarning",
     "check_temperature_effect",
+    "compare",
     "constraints",
     "convergence",
     "enumerate_posterior",
@@ -119,6 +128,7 @@ __all__ = [
     "relax",
     "relaxation_gap",
     "reliability",
+    "round_samples",
     "saturation",
     "sinkhorn",
     "solve_sinkhorn",

@@ -39,6 +39,7 @@ def plot_marginals(
     map: Tensor | None = None,
     truth: Tensor | None = None,
     allowed: Tensor | None = None,
+    key: bool = True,
     ax: Axes | None = None,
 ) -> Axes:
     """Heat map of the marginals with the MAP as circles and the truth as crosses; colours follow the square root.
@@ -48,6 +49,7 @@ def plot_marginals(
         map: permutation matrix (n, n) to mark, in place of the summary's.
         truth: permutation matrix (n, n) to mark, in place of the summary's.
         allowed: bool, shape (n, n); pairs outside are drawn grey.
+        key: whether to draw the colour bar and the legend; for one of several panels, leave them out.
         ax: axes to draw on, by default those of a new figure.
 
     Returns:
@@ -95,6 +97,8 @@ def plot_marginals(
     ax.set(xlabel="column", ylabel="row")
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_locator(MaxNLocator(nbins=9, integer=True, min_n_ticks=1))
+    if not key:
+        return ax
     ax.figure.colorbar(image, ax=ax, label="posterior probability", ticks=[0, 0.01, 0.1, 0.25, 0.5, 1])
     if legend:
         box = ax.legend(handles=legend, loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False, fontsize="small")

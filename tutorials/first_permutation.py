@@ -1,13 +1,15 @@
+"""Your first latent permutation: exact, MCMC and variational inference of one model, side by side."""
+
 # %% [markdown]
 # # Your first latent permutation: exact, MCMC and variational, side by side
 #
-# You photograph six beads on a table, someone jogs the table, and you photograph them again. Which bead is which? The answer
-# is a permutation, and what you want is not only the best one but how sure to be of it. This tutorial writes that as a Pyro
-# model, computes its posterior in three ways (exactly, by MCMC, by variational inference), lays the answers side by side,
-# and ends with what to use when.
+# You photograph six beads on a table, someone jogs the table, and you photograph them again. Which bead is which? The
+# answer is a permutation, and what you want is not only the best one but how sure to be of it. This tutorial writes
+# that as a Pyro model, computes its posterior in three ways (exactly, by MCMC, by variational inference), lays the
+# answers side by side, and ends with what to use when.
 #
-# It runs top to bottom in about two minutes on one core; `python -m tutorials.first_permutation --full` gives every method
-# the time of a real analysis. Pictures go to `results/first_permutation`.
+# It runs top to bottom in about two minutes on one core; `python -m tutorials.first_permutation --full` gives every
+# method the time of a real analysis. Pictures go to `results/first_permutation`.
 
 # %%
 import argparse
@@ -22,6 +24,7 @@ import matplotlib.pyplot as plt
 import pyro
 import pyro.distributions as dist
 import torch
+from matplotlib.figure import Figure
 from pyro.infer import MCMC, NUTS, SVI, Trace_ELBO
 from pyro.optim import ClippedAdam
 from torch import Tensor
@@ -43,7 +46,7 @@ SAMPLES = 5000 if args.full else 1000
 BUDGET = 20.0 if args.full else 4.0
 
 
-def save(name: str, figure: plt.Figure) -> None:
+def save(name: str, figure: Figure) -> None:
     """Write a picture."""
     figure.savefig(args.out / f"{name}.png", dpi=110)
     plt.close(figure)
@@ -52,22 +55,26 @@ def save(name: str, figure: plt.Figure) -> None:
 # %% [markdown]
 # ## The data
 #
-# `before` holds the positions of six beads, `after` those of the second photograph, in an order of their own and moved by
-# noise of standard deviation .5. Two pairs of beads lie close together, so the data cannot settle everything.
+# `before` holds the positions of six beads, `after` those of the second photograph, in an order of their own and moved
+# by noise of standard deviation .5. Two pairs of beads lie close together, so the data cannot settle everything.
 
 # %%
 n, noise = 6, 0.5
-before = torch.tensor([[0.0, 0.0], [0.6, 0.2], [2.0, 0.0], [0.0, 2.0], [0.5, 2.4], [2.0, 2.0]])
+before = torch.tensor([[0.0, 0.0], [0.4, 0.1], [2.0, 0.0], [0.0, 2.0], [0.3, 2.3], [2.0, 2.0]])
 truth = torch.tensor([3, 0, 5, 4, 1, 2])  # row i of `after` is bead truth[i]
 after = before[truth] + noise * torch.randn(n, 2)
 
 figure, ax = plt.subplots(figsize=(4.6, 4), layout="constrained")
-ax.scatter(*before.T, s=90, facecolors="none", edgecolors="tab:blue", label="before")
-ax.scatter(*after.T, s=40, color="tab:orange", label="after")
+ax.scatter(before[:, 0], before[:, 1], s=90, facecolors="none", edgecolors="tab:blue", label="before")
+ax.scatter(after[:, 0], after[:, 1], s=40, color="tab:orange", label="after")
 for i, j in enumerate(truth.tolist()):
     ax.plot(*torch.stack([after[i], before[j]]).T, color="0.7", linewidth=1, zorder=0)
-    ax.annotate(str(i), after[i].tolist(), xytext=(4, 4), textcoords="offset points", color="tab:orange")
-    ax.annotate(str(j), before[j].tolist(), xytext=(-12, -10), textcoords="offset points", color="tab:blue")
+    ax.annotate(
+        str(i), (float(after[i, 0]), float(after[i, 1])), xytext=(4, 4), textcoords="offset points", color="tab:orange"
+    )
+    ax.annotate(
+        str(j), (float(before[j, 0]), float(before[j, 1])), xytext=(-12, -10), textcoords="offset points", color="tab:blue"
+    )
 ax.set_title("six beads; grey: the truth")
 ax.legend()
 save("1_data", figure)
@@ -75,8 +82,8 @@ save("1_data", figure)
 # %% [markdown]
 # ## The model
 #
-# A permutation is a matrix: `P[i, j] = 1` says that row `i` of the second photograph is bead `j` of the first, so `P @ before`
-# is the first photograph in the order of the second. The prior is uniform. That is all.
+# A permutation is a matrix: `P[i, j] = 1` says that row `i` of the second photograph is bead `j` of the first, so `P @
+# before` is the first photograph in the order of the second. The prior is uniform. That is all.
 
 
 # %%
@@ -89,22 +96,25 @@ def model(before: Tensor, after: Tensor) -> None:
 # %% [markdown]
 # ## Exact
 #
-# Six beads have 720 orders: we can try them all. `enumerate_posterior` runs the model on batches of them and returns the log
-# evidence, the probability of every permutation, and the marginals: how probable it is that row `i` is bead `j`.
+# Six beads have 720 orders: we can try them all. `enumerate_posterior` runs the model on batches of them and returns
+# the log evidence, the probability of every permutation, and the marginals: how probable it is that row `i` is bead
+# `j`.
 
 # %%
 exact = pgs.enumerate_posterior(model, before, after)
-print(f"log evidence {float(exact.log_evidence):.3f}")
+print(f"log evidence {exact.log_evidence:.3f}")
 print(pgs.summary(exact, truth=pgs.to_matrix(truth)))
 
 # %% [markdown]
-# The columns to look at are `p(map)`, the probability of the best permutation as a whole, and `least`, that of the least sure
-# row. Here the best permutation has well under half of the mass: reporting it alone would hide most of what is known.
+# The columns to look at are `p(map)`, the probability of the best permutation as a whole, and `least`, that of the
+# least sure row. Here the best permutation has well under half of the mass: reporting it alone would hide most of what
+# is known.
 #
 # ## MCMC
 #
-# `SwapMetropolis` proposes that two rows exchange their beads, and accepts or refuses. It is an ordinary Pyro kernel: `MCMC`
-# takes it, several chains, a progress bar and `initial_params` as ever. It needs no gradient and works for any `n`.
+# `SwapMetropolis` proposes that two rows exchange their beads, and accepts or refuses. It is an ordinary Pyro kernel:
+# `MCMC` takes it, several chains, a progress bar and `initial_params` as ever. It needs no gradient and works for any
+# `n`.
 
 # %%
 mcmc = MCMC(pgs.SwapMetropolis(model), num_samples=SAMPLES, warmup_steps=100, disable_progbar=True)
@@ -114,9 +124,10 @@ print(pgs.summary(mcmc, truth=pgs.to_matrix(truth)))
 print(pgs.convergence(mcmc))
 
 # %% [markdown]
-# `convergence` gives R-hat and effective sample sizes of what means something for a permutation: the entries that vary, and
-# the distance to the most frequent permutation. (Pyro's `mcmc.summary()` works too, but entries that never change have no
-# R-hat, and it prints `nan` for them.) A trace shows whether the chain moves between the alternatives or sits in one.
+# `convergence` gives R-hat and effective sample sizes of what means something for a permutation: the entries that vary,
+# and the distance to the most frequent permutation. (Pyro's `mcmc.summary()` works too, but entries that never change
+# have no R-hat, and it prints `nan` for them.) A trace shows whether the chain moves between the alternatives or sits
+# in one.
 
 # %%
 axes = plotting.plot_trace(samples, group_by_chain=True)
@@ -125,16 +136,17 @@ save("2_trace", axes[0].figure)
 # %% [markdown]
 # ## Variational
 #
-# `relax` turns the permutation into a matrix inside the polytope of doubly stochastic matrices, at a temperature, so that
-# gradients exist; `AutoGumbelSinkhorn` is the guide that goes with it. The rest is Pyro's `SVI`. `hard_sample` draws
-# permutations from the fitted guide.
+# `relax` turns the permutation into a matrix inside the polytope of doubly stochastic matrices, at a temperature, so
+# that gradients exist; `AutoGumbelSinkhorn` is the guide that goes with it. The rest is Pyro's `SVI`. `hard_sample`
+# draws permutations from the fitted guide.
 
 # %%
 pyro.clear_param_store()
-temperature = 0.5
+temperature = 0.25
 guide = pgs.AutoGumbelSinkhorn(model, temperature=temperature)
-optimizer = ClippedAdam({"lr": 0.1, "lrd": 0.05 ** (1 / STEPS)})
-svi = SVI(pgs.relax(model, temperature=temperature), guide, optimizer, Trace_ELBO(num_particles=4, vectorize_particles=True))
+optimizer = ClippedAdam({"lr": 0.3, "lrd": 0.02 ** (1 / STEPS)})
+elbo = Trace_ELBO(num_particles=4, vectorize_particles=True, max_plate_nesting=0)
+svi = SVI(pgs.relax(model, temperature=temperature), guide, optimizer, elbo)
 losses = [svi.step(before, after) for _ in range(STEPS)]
 draws = guide.hard_sample((5000,))
 print(pgs.summary(draws, truth=pgs.to_matrix(truth)))
@@ -149,9 +161,9 @@ save("3_loss", figure)
 # %% [markdown]
 # ## Side by side
 #
-# One call runs several methods on the same model for the same time. The heat maps are the marginals, with the best matching
-# marked; below is how far each is from the exact ones as time goes by. `TV` in the table is the total variation distance of
-# the rows' marginals from the exact ones, `Bhattacharyya` that of the whole posteriors.
+# One call runs several methods on the same model for the same time. The heat maps are the marginals, with the best
+# matching marked; below is how far each is from the exact ones as time goes by. `TV` in the table is the total
+# variation distance of the rows' marginals from the exact ones, `Bhattacharyya` that of the whole posteriors.
 
 # %%
 comparison = pgs.compare(
@@ -159,22 +171,23 @@ comparison = pgs.compare(
     (before, after),
     methods=["exact", "gumbel-sinkhorn", "straight-through", "swaps", "vi + mcmc"],
     budget=BUDGET,
+    temperature=temperature,
     progress=False,
 )
 print(comparison)
 save("4_comparison", comparison.plot())
 
 # %% [markdown]
-# MCMC arrives at the truth and stays there: its error falls with the root of the time. The guides settle a little beside it.
-# That gap is the family's, not the optimizer's: a Gumbel-Sinkhorn law has one logit a pair and a temperature, and cannot take
-# every shape (`docs/temperature.md` measures how much that costs). "vi + mcmc" proposes from the fitted guide and corrects by
-# Metropolis-Hastings, so that it has the guide's reach and the chain's exactness.
+# MCMC arrives at the truth and stays there: its error falls with the root of the time. The guides settle a little
+# beside it. That gap is the family's, not the optimizer's: a Gumbel-Sinkhorn law has one logit a pair and a
+# temperature, and cannot take every shape (`docs/temperature.md` measures how much that costs). "vi + mcmc" proposes
+# from the fitted guide and corrects by Metropolis-Hastings, so that it has the guide's reach and the chain's exactness.
 #
 # ## Beside a continuous unknown
 #
-# Usually the noise is not known either. Give it a prior, and nothing else changes: `HMCGibbs` moves the permutation by swaps
-# and the rest by NUTS. The exact answer still exists: `indexed` sums the permutation out, and NUTS sees a model of the noise
-# alone.
+# Usually the noise is not known either. Give it a prior, and nothing else changes: `HMCGibbs` moves the permutation by
+# swaps and the rest by NUTS. The exact answer still exists: `indexed` sums the permutation out, and NUTS sees a model
+# of the noise alone.
 
 
 # %%
@@ -204,9 +217,9 @@ save("5_noise", figure)
 # %% [markdown]
 # ## Thirty beads
 #
-# Thirty beads have 2.7e32 orders. `enumerate_posterior` refuses and says why; the other two do not care. Here nothing tells
-# us the exact answer, but we simulated the data, so we can ask whether the methods know how sure to be: of the rows that get
-# probability .8, are eight in ten right? The reliability curve shows it over ten data sets.
+# Thirty beads have 2.7e32 orders. `enumerate_posterior` refuses and says why; the other two do not care. Here nothing
+# tells us the exact answer, but we simulated the data, so we can ask whether the methods know how sure to be: of the
+# rows that get probability .8, are eight in ten right? The reliability curve shows it over ten data sets.
 
 # %%
 n = 30
@@ -238,29 +251,31 @@ svi = SVI(
 for _ in range(STEPS):
     svi.step(before, after)
 
+right = pgs.to_matrix(truths)
+summaries = {
+    "SwapMetropolis": pgs.summary(chain, truth=right),
+    "AutoGumbelSinkhorn": pgs.summary(guide.hard_sample((500,)), truth=right),
+}
 figure, panels = plt.subplots(1, 2, figsize=(9, 4), layout="constrained")
-for ax, (name, posterior) in zip(
-    panels, {"SwapMetropolis": chain, "AutoGumbelSinkhorn": guide.hard_sample((500,))}.items(), strict=True
-):
-    result = pgs.summary(posterior, truth=pgs.to_matrix(truths))
-    site = result["P"]
-    print(
-        f"{name}: {float(site.matching_accuracy.mean()):.3f} of the rows right, "
-        f"expected calibration error {site.calibration_error:.3f}"
-    )
-    plotting.plot_reliability(site, ax=ax)
+for ax, (name, found) in zip(panels, summaries.items(), strict=True):
+    accuracy, off = found["P"].matching_accuracy, found["P"].calibration_error
+    assert accuracy is not None
+    print(f"{name}: {accuracy.mean():.3f} of the rows right, expected calibration error {off:.3f}")
+    plotting.plot_reliability(found, ax=ax)
     ax.set_title(name)
 save("6_reliability", figure)
 
 # %% [markdown]
 # ## Exact, MCMC or variational?
 #
-# - **Exact**, whenever you can: up to about eight rows, or more where most pairs are forbidden (it is the number of allowed
-#   permutations that counts). With continuous unknowns, `NUTS(pgs.indexed(model))`.
-# - **MCMC**, whenever you can wait: `SwapMetropolis`, `LocallyBalanced` where likelihoods are sharp, `ParallelTempering` where
-#   modes lie far apart. Look at `convergence` and at several chains from different starts before you believe it.
-# - **Variational**, when there is too much for a chain: many data sets, hundreds of rows, a network that maps data to logits.
-#   Check its temperature, and check it against MCMC on a small case, as above.
+# - **Exact**, whenever you can: up to about eight rows, or more where most pairs are forbidden (it is the number of
+#   allowed permutations that counts). With continuous unknowns, `NUTS(pgs.indexed(model))`.
+# - **MCMC**, whenever you can wait: `SwapMetropolis`, `LocallyBalanced` where likelihoods are sharp,
+#   `ParallelTempering` where modes lie far apart. Look at `convergence` and at several chains from different starts
+#   before you believe it.
+# - **Variational**, when there is too much for a chain: many data sets, hundreds of rows, a network that maps data to
+#   logits. Check its temperature, and check it against MCMC on a small case, as above.
 # - **Both**: fit a guide, then `GuideProposal` moves beside local ones.
 #
-# `docs/choosing.md` has the longer answer, with figures; `docs/laws.md` the priors that may stand in place of the uniform one.
+# `docs/choosing.md` has the longer answer, with figures; `docs/laws.md` the priors that may stand in place of the
+# uniform one.

@@ -81,7 +81,8 @@ class GibbsPermutation(LogitsLaw):
         return log_normalizer(self.logits, self._support, self.normalizer).to(self.logits.dtype)
 
     def _log_prob(self, value: Tensor) -> Tensor:
-        chosen = torch.where((value != 0) & (self.logits > -torch.inf), self.logits, 0.0).double().sum((-2, -1))
+        # A product, so that the gradient in the matrix is that of the linear extension.
+        chosen = (value * torch.where(self.logits > -torch.inf, self.logits, 0.0)).double().sum((-2, -1))
         return (chosen - log_normalizer(self.logits, self._support, self.normalizer)).to(self.logits.dtype)
 
     def sample(self, sample_shape: Any = ()) -> Tensor:

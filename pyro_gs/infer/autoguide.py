@@ -194,16 +194,16 @@ class AutoGumbelSinkhorn(AutoPermutationGuide):
             if start is not None:
                 raise ValueError(f"init_logits cannot start site '{name}', whose logits are a function of the arguments")
             return
-        like = site["value"]
+        like, event_dim = site["value"], site["fn"].event_dim
         dtype = like.dtype if like.is_floating_point() else torch.get_default_dtype()
 
         def noise(shape: torch.Size, scale: float) -> PyroParam:
-            return PyroParam(scale * torch.randn(shape, dtype=dtype, device=like.device), pyro_constraints.real, 2)
+            return PyroParam(scale * torch.randn(shape, dtype=dtype, device=like.device), pyro_constraints.real, event_dim)
 
         if self._rank is None:
             free = noise(allowed.shape, self._init_scale)
             if start is not None:
-                free = PyroParam(_finite(start).to(like.device, dtype), pyro_constraints.real, 2)
+                free = PyroParam(_finite(start).to(like.device, dtype), pyro_constraints.real, event_dim)
             deep_setattr(self.free_logits, name, free)
         else:  # entries of U V^T have the standard deviation init_scale
             shape, scale = (*allowed.shape[:-1], self._rank), self._init_scale**0.5 / self._rank**0.25
@@ -242,10 +242,11 @@ class AutoGumbelSinkhorn(AutoPermutationGuide):
         want = self._allowed[name]
         assert want is not None  # of _prepare
         trace: Any = self.prototype_trace
-        sizes = {frame.dim - 2: frame.full_size for frame in trace.nodes[name]["cond_indep_stack"]}
+        event_dim = self._event_dim(name)
+        sizes = {frame.dim - event_dim: frame.full_size for frame in trace.nodes[name]["cond_indep_stack"]}
         full = torch.Size(sizes.get(place - want.dim(), size) for place, size in enumerate(want.shape))
         if free.shape == full != want.shape:
-            free = pyro.subsample(free, event_dim=2)
+            free = pyro.subsample(free, event_dim=event_dim)
         if free.shape != want.shape:
             or_full = f" or {tuple(full)}" if full != want.shape else ""
             raise ValueError(

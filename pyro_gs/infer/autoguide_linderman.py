@@ -12,8 +12,8 @@ from pyro.distributions import constraints as pyro_constraints
 from pyro.infer.autoguide.utils import deep_setattr
 from pyro.nn import PyroModule, PyroParam
 from torch import Tensor
-from torch.distributions import register_kl
 from torch.distributions import constraints as torch_constraints
+from torch.distributions import register_kl
 
 from pyro_gs.distributions import constraints
 from pyro_gs.distributions.gumbel_sinkhorn import GumbelSinkhorn
@@ -73,12 +73,12 @@ class _AutoLinderman(AutoPermutationGuide):
                 f"{type(self).__name__} has no forbidden pairs, but the prior of site '{name}' forbids "
                 f"{int((~allowed).sum())}; use AutoGumbelSinkhorn"
             )
-        like = site["value"]
+        like, event_dim = site["value"], site["fn"].event_dim
         dtype = like.dtype if like.is_floating_point() else torch.get_default_dtype()
         shape = (*allowed.shape[:-2], *(size - self._removed for size in allowed.shape[-2:]))
         free = torch.zeros(shape, dtype=dtype, device=like.device)
-        deep_setattr(self.locs, name, PyroParam(free, pyro_constraints.real, 2))
-        deep_setattr(self.scales, name, PyroParam(free + self._init_scale, pyro_constraints.positive, 2))
+        deep_setattr(self.locs, name, PyroParam(free, pyro_constraints.real, event_dim))
+        deep_setattr(self.scales, name, PyroParam(free + self._init_scale, pyro_constraints.positive, event_dim))
 
     def _law(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> PushedNormal:
         raise NotImplementedError
@@ -212,8 +212,8 @@ def _check_uniform(prior: Any, name: str = "P") -> None:
 class AutoRounding(_AutoLinderman):
     r"""Guide whose permutation sites are independent rounding laws (:class:`RoundingPermutation`).
 
-    ``X = temperature Z + (1 - temperature) M(Z)`` with ``Z`` normal around ``pyro_gs.sinkhorn(logits)``, with free logits and
-    standard deviations. Values are matrices near the vertices of the polytope, not in it: entries may be negative::
+    ``X = temperature Z + (1 - temperature) M(Z)`` with ``Z`` normal around ``pyro_gs.sinkhorn(logits)``, with free logits
+    and standard deviations. Values are matrices near the vertices of the polytope, not in it: entries may be negative::
 
         SVI(relax(model), AutoRounding(model), Adam({"lr": 0.1}), Trace_ELBO())
 
@@ -231,8 +231,8 @@ class AutoRounding(_AutoLinderman):
         create_plates: as in Pyro's ``AutoGuide``.
 
     Raises:
-        ValueError: a bad ``temperature``, ``init_scale`` or ``prior_scale``; at the first call, a prior that is not uniform over
-            all permutations, or as :class:`AutoGumbelSinkhorn`.
+        ValueError: a bad ``temperature``, ``init_scale`` or ``prior_scale``; at the first call, a prior that is not uniform
+            over all permutations, or as :class:`AutoGumbelSinkhorn`.
 
     Example:
         >>> import pyro, torch

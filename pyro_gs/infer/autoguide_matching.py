@@ -38,13 +38,14 @@ class AutoGumbelMatching(AutoGumbelSinkhorn):
         svi = SVI(model, guide, Adam({"lr": 0.05}), Trace_ELBO(num_particles=8))
 
     **Bound.** The loss estimates ``-E_q[log p(data | P)]`` plus an upper bound of ``KL(q || p)``, so that minus the loss
-    bounds the log evidence of the plain model from below, for every prior that is accepted (``infer/matching_objective.py``).
+    bounds the log evidence of the plain model from below, for every prior that is accepted (see
+    ``infer/matching_objective.py``).
     A prior with forbidden pairs is accepted if it is a ``GumbelMatching``, or if no component of it has more than three
     rows. ``RenyiELBO`` bounds nothing here, as its particles share the KL.
 
-    **Gradients.** ``"score"`` is unbiased, with a baseline that costs nothing, and noisy: its variance grows with the number of
-    pairs. ``"perturb_and_map"`` takes one more matching and the gradient of the likelihood with respect to the matrix, which
-    must exist, and is biased unless the log-likelihood is linear in the matrix.
+    **Gradients.** ``"score"`` is unbiased, with a baseline that costs nothing, and noisy: its variance grows with the number
+    of pairs. ``"perturb_and_map"`` takes one more matching and the gradient of the likelihood with respect to the matrix,
+    which must exist, and is biased unless the log-likelihood is linear in the matrix.
 
     Args:
         model: a Pyro model.
@@ -61,9 +62,10 @@ class AutoGumbelMatching(AutoGumbelSinkhorn):
 
     Raises:
         TypeError: as :class:`AutoGumbelSinkhorn`.
-        ValueError: as :class:`AutoGumbelSinkhorn`; a bad ``gradient``, ``strength`` or ``baseline_decay``; at the first call, a
-            relaxed site; under ``TraceMeanField_ELBO``, score-function gradients.
-        NotImplementedError: at the first call, a prior for which there is no bound, or with ``"perturb_and_map"`` no gradient.
+        ValueError: as :class:`AutoGumbelSinkhorn`; a bad ``gradient``, ``strength`` or ``baseline_decay``; at the first
+            call, a relaxed site; under ``TraceMeanField_ELBO``, score-function gradients.
+        NotImplementedError: at the first call, a prior for which there is no bound, or with ``"perturb_and_map"`` no
+            gradient.
 
     Example:
         >>> import pyro, torch
@@ -114,7 +116,7 @@ class AutoGumbelMatching(AutoGumbelSinkhorn):
         self._baselines: dict[str, DecayingAverage] = {}
         self._items: dict[str, Tensor] = {}
 
-    @property
+    @property  # type: ignore[misc]
     def temperature(self) -> NoReturn:
         """There is none.
 
@@ -127,8 +129,8 @@ class AutoGumbelMatching(AutoGumbelSinkhorn):
         prior = unwrap(site["fn"])
         if not isinstance(prior, PermutationLaw):
             raise ValueError(
-                f"AutoGumbelMatching draws hard permutations, but the law of site '{name}' is {type(prior).__name__}; give it "
-                "and SVI the plain model, without pyro_gs.relax, or use AutoGumbelSinkhorn"
+                f"AutoGumbelMatching draws hard permutations, but the law of site '{name}' is {type(prior).__name__}; give "
+                "it and SVI the plain model, without pyro_gs.relax, or use AutoGumbelSinkhorn"
             )
         if self.gradient == "perturb_and_map" and not has_gradient(prior):
             raise NotImplementedError(
@@ -144,10 +146,9 @@ class AutoGumbelMatching(AutoGumbelSinkhorn):
         if self.baseline_decay is not None:
             self._baselines[name] = DecayingAverage(shape, self.baseline_decay)
 
-    def _law(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> GuideGumbelMatching:  # type: ignore[override]
+    def _law(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> GuideGumbelMatching:
         logits = self._logits(name, args, kwargs)
-        trace: Any = self.prototype_trace
-        item = pyro.subsample(self._items[name], event_dim=trace.nodes[name]["fn"].event_dim - 2)
+        item = pyro.subsample(self._items[name], event_dim=self._event_dim(name) - 2)
         bound: Bound = self.objective  # type: ignore[assignment]
         return GuideGumbelMatching(logits, bound, self.gradient, self.strength, self._baselines.get(name), item)
 

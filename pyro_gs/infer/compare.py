@@ -143,15 +143,15 @@ class Comparison:
         names = list(self.results)
         site = next(iter(self.results[names[0]].marginals)) if site is None else site
         columns = max(len(names), 2)
-        figure = plt.figure(figsize=(2.6 * columns, 5.4), layout="constrained")
+        figure = plt.figure(figsize=(2.4 * columns, 5.0), layout="constrained")
         grid = figure.add_gridspec(2, columns, height_ratios=[1.3, 1])
         for k, name in enumerate(names):
             marginals = self.results[name].marginals[site]
             if marginals.dim() > 2:
                 marginals = marginals[(0,) * (marginals.dim() - 2) if item is None else item]
             ax = figure.add_subplot(grid[0, k])
-            plot_marginals(marginals, map=matching(marginals.log()), ax=ax)
-            ax.set_title(name)
+            plot_marginals(marginals, map=matching(marginals.log()), key=False, ax=ax)
+            ax.set_title(name, fontsize="medium")
         ax = figure.add_subplot(grid[1, :])
         for name in names:
             result = self.results[name]
@@ -193,7 +193,8 @@ def compare(
         args: its arguments.
         kwargs: its keyword arguments.
         methods: names (``"exact"``, ``"gumbel-sinkhorn"``, ``"gumbel-sinkhorn, tightened KL"``, ``"straight-through"``,
-            ``"gumbel-matching"``, ``"rounding"``, ``"stick-breaking"``, ``"swaps"``, ``"locally balanced"``,
+            ``"gumbel-matching"``, ``"gumbel-matching, score"``, ``"rounding"``, ``"stick-breaking"``, ``"swaps"``,
+            ``"locally balanced"``,
             ``"block gibbs"``, ``"tempering"``, ``"vi + mcmc"``), kernels without a model, or pairs of a name and a kernel
             or a function of the name and a ``Task`` that returns a ``MethodResult``. Those that cannot take the model,
             such as the exact one where there are too many permutations, are left out, with the reason.

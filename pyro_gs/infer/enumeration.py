@@ -10,9 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_gs.distributions.permutation_law import list_permutations
+from pyro_gs.distributions.permutation_law import ENUMERATION_LIMIT, list_permutations
 from pyro_gs.infer.handlers import name_sites
 from pyro_gs.infer.log_joint import LogJoint, PermutationSite
+from pyro_gs.ops.permanent import log_count
+from pyro_gs.ops.support import find_support
 
 LIMIT = math.factorial(9)
 """States of all sites and items together that are enumerated at most."""
@@ -64,7 +66,8 @@ def enumerate_posterior(model: Callable[..., Any], *args: Any, **kwargs: Any) ->
     prior allows. The model is run on batches of it, or state by state where it does not broadcast.
 
     Args:
-        model: a Pyro model whose latent sites are all permutations.
+        model: a Pyro model whose latent sites are all permutations. Handlers go around it, as in
+            ``poutine.condition(model, data)``; those around this call do not reach it.
         *args: its arguments.
         **kwargs: its keyword arguments.
 
@@ -120,25 +123,39 @@ def permutation_posterior(
         As :func:`enumerate_posterior`, without the evidence.
 
     Raises:
-        ValueError: as :func:`enumerate_posterior`; ``samples`` lacks a site, or its draws differ in number.
+        ValueError: as :func:`enumerate_posterior`; ``samples`` lacks a site, has draws of another shape, of different
+            numbers or none, or one at which no permutation has positive density.
     """
     joint = LogJoint(model, args, kwargs)
+    draws, count = _check_draws(joint, samples)
+    states = _States(joint)
+    total = torch.zeros(len(states), dtype=torch.float64)
+    for k in range(count):
+        log_p = states.score({name: value[k] for name, value in draws.items()})
+        if log_p.max() == -torch.inf:
+            raise ValueError(f"none of the {len(log_p)} permutations has positive density at draw {k} of samples")
+        total += log_p.softmax(0)
+    return states.posterior((total / count).log(), None)
+
+
+def _check_draws(joint: LogJoint, samples: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], int]:
+    """Draws of all latent sites beside the permutations, and their number."""
+    if not joint.others:
+        raise ValueError("the model has no latent sites beside its permutations; use enumerate_posterior(model, ...)")
     missing = [name for name in joint.others if name not in samples]
     if missing:
         raise ValueError(f"samples must have draws of the latent sites {name_sites(missing)} of the model")
     draws = {name: samples[name] for name in joint.others}
+    for name, value in draws.items():
+        shape = tuple(joint.others[name]["value"].shape)
+        if value.dim() == 0 or value.shape[1:] != shape or len(value) == 0:
+            raise ValueError(
+                f"samples['{name}'] must have shape {('draws', *shape)} with at least one draw, but has {tuple(value.shape)}"
+            )
     sizes = {len(value) for value in draws.values()}
-    if len(sizes) != 1:
-        raise ValueError(
-            f"samples must have the same number of draws of every site, but has {sorted(sizes)}"
-            if sizes
-            else "the model has no latent sites beside its permutations; use enumerate_posterior(model, ...)"
-        )
-    states = _States(joint)
-    total = torch.zeros(len(states), dtype=torch.float64)
-    for k in range(sizes.pop()):
-        total += states.score({name: value[k] for name, value in draws.items()}).softmax(0)
-    return states.posterior((total / total.sum()).log(), None)
+    if len(sizes) > 1:
+        raise ValueError(f"samples must have the same number of draws of every site, but has {sorted(sizes)}")
+    return draws, sizes.pop()
 
 
 class _States:
@@ -146,14 +163,8 @@ class _States:
 
     def __init__(self, joint: LogJoint) -> None:
         self._joint = joint
+        _refuse_many(list(joint.sites.values()))
         lists = {name: _lists(site) for name, site in joint.sites.items()}
-        count = math.prod(len(rows) for items in lists.values() for rows in items)
-        if count > LIMIT:
-            raise ValueError(
-                f"the permutations of {name_sites(list(lists))} have {count:,} states together, more than the {LIMIT:,} "
-                "that are enumerated; use MCMC with SwapMetropolis or SVI with AutoGumbelSinkhorn, or enumerate independent "
-                "items of a plate one by one"
-            )
         flat = [rows for items in lists.values() for rows in items]
         grid = torch.cartesian_prod(*(torch.arange(len(rows)) for rows in flat)).reshape(-1, len(flat))
         chosen = iter(rows[grid[:, k]] for k, rows in enumerate(flat))
@@ -186,8 +197,30 @@ class _States:
         return EnumeratedPosterior(log_evidence, log_probs, permutations, marginals)
 
 
+def _refuse_many(sites: list[PermutationSite]) -> None:
+    """Raise where there are too many states, before any is listed."""
+    total = 0.0
+    for site in sites:
+        masks = _masks(site)
+        log_counts = log_count(find_support(masks, warn=False), masks)[0]
+        if math.exp(log_counts.max()) > ENUMERATION_LIMIT:
+            list_permutations(masks[log_counts.argmax()], f"site '{site.name}'")  # raises
+        total += float(log_counts.sum()) * (site.num_items // len(masks))
+    if total > math.log(LIMIT) + 1e-9:
+        size = f"{round(math.exp(total)):,}" if total < math.log(1e15) else f"about 1e{total / math.log(10):.0f}"
+        raise ValueError(
+            f"the permutations of {name_sites([site.name for site in sites])} have {size} states together, more than the "
+            f"{LIMIT:,} that are enumerated; use MCMC with SwapMetropolis or SVI with AutoGumbelSinkhorn, or enumerate "
+            "independent items of a plate one by one"
+        )
+
+
+def _masks(site: PermutationSite) -> Tensor:
+    """Allowed pairs of every item, bool (items, n, n), or (1, n, n) where all are alike."""
+    return torch.ones(1, site.n, site.n, dtype=torch.bool) if site.allowed is None else site.allowed.cpu()
+
+
 def _lists(site: PermutationSite) -> list[Tensor]:
     """Permutations of every item in index form, long (count, n) each."""
-    masks = torch.ones(1, site.n, site.n, dtype=torch.bool) if site.allowed is None else site.allowed.cpu()
-    lists = [list_permutations(mask, f"site '{site.name}'") for mask in masks]
-    return lists if site.allowed is not None else lists * site.num_items
+    lists = [list_permutations(mask, f"site '{site.name}'") for mask in _masks(site)]
+    return lists * (site.num_items // len(lists))

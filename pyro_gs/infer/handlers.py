@@ -100,8 +100,9 @@ def _read(temperature: Temperature | Callable[[], Temperature]) -> Temperature:
 
 def given_values(msg: Any) -> list[Any]:
     """Values that a site is observed or conditioned at, also by handlers outside of the one that asks."""
-    data: list[Any] = [m.data for m in _PYRO_STACK if isinstance(m, ConditionMessenger)]
-    return [part[msg["name"]] for part in data if msg["name"] in part] + ([msg["value"]] if msg["is_observed"] else [])
+    data: list[Any] = [getattr(m.data, "nodes", m.data) for m in _PYRO_STACK if isinstance(m, ConditionMessenger)]
+    given = [part[msg["name"]] for part in data if msg["name"] in part] + ([msg["value"]] if msg["is_observed"] else [])
+    return [value["value"] if isinstance(value, dict) else value for value in given]
 
 
 class RelaxMessenger(Messenger):

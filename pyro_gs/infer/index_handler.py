@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 import pyro
 import pyro.distributions as dist
 import torch
+from pyro.distributions.torch_distribution import TorchDistributionMixin
+from pyro.poutine.markov_messenger import MarkovMessenger
 from pyro.poutine.messenger import Messenger
+from pyro.poutine.runtime import _PYRO_STACK
 from torch.distributions import Independent
 
 from pyro_gs.distributions import constraints
 from pyro_gs.distributions.permutation_law import PermutationLaw
 from pyro_gs.infer.handlers import given_values, rewrap, unwrap
 
+INDEX_OF = "pyro_gs_index_of"
+"""Key of a site's ``infer`` that marks it as the index of a permutation."""
+
 
 class IndexMessenger(Messenger):
     """Effect handler behind :func:`indexed`; also a context manager."""
+
+    def __enter__(self) -> Any:
+        self._enumerated: dict[int, str] = {}  # dimension -> site
+        return super().__enter__()
 
     def _pyro_sample(self, msg: Any) -> None:
         law = unwrap(msg["fn"])
@@ -36,15 +47,55 @@ class IndexMessenger(Messenger):
         support = law.enumerate_support(expand=False).reshape(-1, *law.event_shape)
         # An index for every item of the batch, also of a batch that is expanded.
         choice = rewrap(msg["fn"], lambda base: dist.Categorical(logits=_logits(base)))
-        infer: Any = {"enumerate": "parallel", **msg["infer"]}
+        # What handlers have noted of the matrix they note of the index anew.
+        given = {key: value for key, value in msg["infer"].items() if not key.startswith("_")}
+        infer: Any = {"enumerate": "parallel", **given, INDEX_OF: name}
+        _leave_markov(name)
         index = pyro.sample(f"{name}_index", choice, infer=infer)
-        # While it is enumerated the index has size one in the plates; the matrix has their size.
-        batch = torch.broadcast_shapes(index.shape, choice.batch_shape)
-        value = support[index].expand(*batch, *law.event_shape)
+        # While it is enumerated the index has size one in the plates; the matrix has their size, but not that of earlier
+        # enumerated sites on which its law depends.
+        plates = {-frame.dim: frame.size for frame in msg["cond_indep_stack"] if frame.vectorized}
+        sizes = [plates.get(dim, 1) for dim in range(max(plates, default=0), 0, -1)]
+        value = support[index].expand(*torch.broadcast_shapes(index.shape, sizes), *law.event_shape)
         msg["fn"] = dist.Delta(value, event_dim=2).mask(False)
         msg["value"] = value
         msg["is_observed"] = True
-        msg["infer"] = {"_deterministic": True}
+        msg["infer"] = {"_deterministic": True, **_markov_scope(msg["infer"], f"{name}_index")}
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        fn, value, infer = msg["fn"], msg["value"], msg["infer"]
+        if "_enumerate_dim" in infer:
+            if INDEX_OF in infer:
+                self._enumerated[infer["_enumerate_dim"]] = infer[INDEX_OF]
+            return
+        if msg["is_observed"] or not isinstance(fn, TorchDistributionMixin):
+            return
+        batch = value.shape[: value.dim() - fn.event_dim]
+        name = next((self._enumerated[d] for d in range(-len(batch), 0) if batch[d] > 1 and d in self._enumerated), None)
+        if name is not None:
+            plates = {frame.dim: frame.size for frame in msg["cond_indep_stack"] if frame.vectorized}
+            shape = tuple(plates.get(dim, 1) for dim in range(min(plates, default=0), 0)) + tuple(fn.event_shape)
+            site = msg["name"]
+            raise ValueError(
+                f"site '{site}' depends on '{name}' and was drawn for each of its permutations, with shape "
+                f"{tuple(value.shape)} in place of {shape}; start HMC and NUTS at one value for all, init_strategy="
+                f"init_to_value(values={{'{site}': value}}) with a value of shape {shape} (pyro.infer.autoguide)"
+            )
+
+
+def _leave_markov(name: str) -> None:
+    """Take a site out of the scope of the ``pyro.markov`` contexts that have seen it, in which its index stands for it."""
+    for frame in _PYRO_STACK:
+        if isinstance(frame, MarkovMessenger):
+            frame._stack[frame._pos].discard(name)
+
+
+def _markov_scope(infer: Any, index: str) -> dict[str, Any]:
+    """The scope that ``pyro.markov`` gave a site, with its index: what tells Pyro the dimensions of the matrix."""
+    if "_markov_scope" not in infer:
+        return {}
+    depth = infer["_markov_depth"]
+    return {"_markov_scope": infer["_markov_scope"] + Counter({index: depth}), "_markov_depth": depth}
 
 
 def _has_event_items(fn: Any) -> bool:
@@ -66,10 +117,12 @@ def indexed(model: Callable[..., Any] | None = None) -> Any:
 
     Every latent permutation site ``P`` becomes a ``Categorical`` site ``P_index``, marked for parallel enumeration, and
     ``P`` itself the permutation of that index, recorded as by ``pyro.deterministic``. So Pyro's exact machinery is right
-    for it: ``TraceEnum_ELBO`` with its ``compute_marginals``, ``infer_discrete``, plates, and HMC, NUTS and autoguides
-    for the other latent sites, with the permutations summed out::
+    for it: ``TraceEnum_ELBO`` with its ``compute_marginals``, ``infer_discrete``, plates, ``pyro.markov``, and HMC,
+    NUTS and autoguides for the other latent sites, with the permutations summed out::
 
         MCMC(NUTS(pyro_gs.indexed(model)), num_samples=1000, warmup_steps=200)
+
+    ``Predictive`` with draws of the permutations takes the plain model.
 
     The log-probabilities of the support are the prior's. Enumerating the matrix site itself, ``infer={"enumerate":
     "parallel"}`` without this handler, gives the evidence but not marginals, MAP and ``infer_discrete``.
@@ -83,6 +136,7 @@ def indexed(model: Callable[..., Any] | None = None) -> Any:
     Raises:
         TypeError: ``model`` is not callable.
         ValueError: at a call, a site with more than 8! = 40,320 permutations (the message has their number).
+            Under HMC and NUTS, a latent site that depends on a permutation and has no initial value.
         NotImplementedError: at a call, several permutations in one event.
 
     Example:

@@ -17,10 +17,13 @@ from torch import Tensor
 from pyro_gs.distributions import constraints
 from pyro_gs.distributions.uniform_permutation import UniformPermutation
 from pyro_gs.infer.handlers import is_permutation_law, name_sites, unwrap
-from pyro_gs.ops.matching import to_index
+from pyro_gs.infer.index_handler import INDEX_OF
+from pyro_gs.ops.batching import unexpanded
+from pyro_gs.ops.matching import matching, to_index
 from pyro_gs.ops.support import find_support
 
 _CANDIDATES = "_pyro_gs_candidates"
+_TRIALS = 8  # candidates on which broadcasting is tried out
 
 
 class VectorizationWarning(UserWarning):
@@ -123,8 +126,11 @@ class LogJoint:
         normalized: whether uniform priors count; without, their log-probabilities, the same for all permutations of the
             support, are left out, which for large masks saves seconds at the start.
 
+    Attributes:
+        flat_prior: whether all latent sites are uniform permutations, so that only the likelihood changes with them.
+
     Raises:
-        ValueError: no latent permutation site, a relaxed one, one of partial matchings, or a subsampled plate.
+        ValueError: no latent permutation site, a relaxed or indexed one, one of partial matchings, or a subsampled plate.
 
     Warns:
         VectorizationWarning: ``vectorize`` is None and the model does not broadcast.
@@ -177,6 +183,9 @@ class LogJoint:
             else:
                 self.others[name] = node
         self.nesting = depth
+        self.flat_prior = not self.others and all(
+            isinstance(unwrap(trace.nodes[name]["fn"]), UniformPermutation) for name in self.sites
+        )
         if not self.sites:
             raise ValueError(self._no_site())
 
@@ -188,7 +197,9 @@ class LogJoint:
         )
         for name, node in self.others.items():
             law = unwrap(node["fn"])
-            if is_permutation_law(node["fn"]):
+            if INDEX_OF in node["infer"]:
+                text += f". Site '{name}' is the index of one: give the plain model in place of pyro_gs.indexed(model)"
+            elif is_permutation_law(node["fn"]):
                 text += (
                     f". Site '{name}' is relaxed ({type(law).__name__}): give the plain model in place of "
                     "pyro_gs.relax(model), or sample the relaxed one by NUTS(model)"
@@ -206,8 +217,10 @@ class LogJoint:
     def _broadcasts(self) -> bool:
         """Whether candidates in one run of the model score as each alone."""
         taken = {size for site in self.sites.values() for size in (*site.item_shape, site.n)}
-        count = next(k for k in range(2, len(taken) + 3) if k not in taken)
-        draws = [self.draw() for _ in range(count)]
+        # As many as there are rows bring every pair in, where all are allowed: no entry is the same in all of them.
+        least = min(max(site.n for site in self.sites.values()), _TRIALS)
+        count = next(k for k in range(least, least + len(taken) + 1) if k > 1 and k not in taken)
+        draws = distinct_candidates(self.sites, self.start, count)
         others = {name: node["value"] for name, node in self.others.items()}
         alone = torch.cat([self._run(draw, others, None, None).total for draw in draws], 1)
         reason = ""
@@ -230,6 +243,11 @@ class LogJoint:
             stacklevel=4,
         )
         return False
+
+    @property
+    def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Positional and keyword arguments of the model."""
+        return self._args, self._kwargs
 
     @property
     def swap_delta(self) -> Callable[[Any], Tensor] | None:
@@ -280,7 +298,7 @@ class LogJoint:
             Log densities.
 
         Raises:
-            ValueError: a NaN or +inf; names the model's site.
+            ValueError: a NaN or +inf, or forbidden pairs that depend on other latent sites; names the model's site.
         """
         if count is None or self.vectorize:
             return self._run(values, others, name, count)
@@ -293,6 +311,20 @@ class LogJoint:
     def _counts(self, name: str, node: Any) -> bool:
         """Whether a site's log-probability is part of the sum."""
         return self._normalized or name not in self.sites or not isinstance(unwrap(node["fn"]), UniformPermutation)
+
+    def _check_support(self, name: str, node: Any) -> None:
+        """Raise where a site's law does not allow the pairs that it allowed in the first run."""
+        site, allowed = self.sites[name], unwrap(node["fn"]).support.allowed
+        if allowed is None and site.allowed is None:
+            return
+        found = torch.tensor(True) if allowed is None else unexpanded(allowed, 2)
+        known = True if site.allowed is None else site.allowed.reshape(*site.item_shape, site.n, site.n)
+        if bool((found != known).any()):
+            raise ValueError(
+                f"which pairs site '{name}' allows depends on other latent sites, or is random; allow all that are ever "
+                f"possible and give the others density zero, pyro.factor('{name}_allowed', log_p) with log_p = -inf, or "
+                "sum the permutations out by TraceEnum_ELBO on pyro_gs.indexed(model)"
+            )
 
     def _run(self, values: Mapping[str, Tensor], others: Mapping[str, Tensor], name: str | None, count: int | None) -> Terms:
         data = dict(others)
@@ -320,9 +352,16 @@ class LogJoint:
         inside = torch.zeros(2, k, *items, dtype=torch.float64, device=like.device)
         outside = torch.zeros(2, k, dtype=torch.float64, device=like.device)
         for key, node in trace.nodes.items():
+            if key in self.sites:
+                self._check_support(key, node)
             if node["type"] != "sample" or isinstance(node["fn"], _Subsample) or not self._counts(key, node):
                 continue
-            log_p = node["log_prob"].to(torch.float64)
+            if key in self.sites:
+                # As for TraceEnum_ELBO a mask around a latent permutation leaves its prior a law: with obs_mask the
+                # imputed value of an observed item integrates to one.
+                log_p = node["unscaled_log_prob"].to(torch.float64) * node["scale"]
+            else:
+                log_p = node["log_prob"].to(torch.float64)
             _check_finite(key, log_p)
             part = 0 if key in data else 1
             log_p = log_p.reshape((1,) * (self.nesting + 1 - log_p.dim()) + log_p.shape)
@@ -335,6 +374,22 @@ class LogJoint:
                     continue
             outside[part] += log_p.reshape(log_p.shape[0], -1).sum(1)
         return Terms(inside.reshape(2, k, -1), outside)
+
+
+def distinct_candidates(
+    sites: Mapping[str, PermutationSite], start: Mapping[str, Tensor], count: int
+) -> list[dict[str, Tensor]]:
+    """Values of all sites, each with as few pairs of those before it as their supports allow."""
+    found = [dict(start)]
+    for _ in range(1, count):
+        value = {}
+        for name, site in sites.items():
+            scores = -torch.stack([candidate[name] for candidate in found]).sum(0)
+            if site.allowed is not None:
+                scores = scores.masked_fill(~site.allowed.reshape(scores.shape), -torch.inf)
+            value[name] = matching(scores)
+        found.append(value)
+    return found
 
 
 def _check_finite(name: str, log_p: Tensor) -> None:
@@ -391,6 +446,8 @@ class PotentialJoint:
     ) -> None:
         self._potential_fn = potential_fn
         self.swap_delta = None
+        self.flat_prior = True
+        self.arguments: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
         self.sites = {name: _site_of_value(name, value, allowed) for name, value in start.items()}
         self.start = {name: self.sites[name].to_value(self.sites[name].to_items(value)) for name, value in start.items()}
         self.vectorize = self._broadcasts() if vectorize is None else vectorize
@@ -405,7 +462,7 @@ class PotentialJoint:
         return out
 
     def _broadcasts(self) -> bool:
-        draws = [self.draw() for _ in range(2)]
+        draws = distinct_candidates(self.sites, self.start, 2)
         alone = torch.cat([self._call(draw) for draw in draws])
         try:
             joined = self._call({name: torch.stack([draw[name] for draw in draws]) for name in self.sites})

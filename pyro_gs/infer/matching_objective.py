@@ -1,6 +1,6 @@
 r"""The law, the bound and the two gradients of a guide over hard permutations ``M(X + eps)``.
 
-Above three rows the probability of ``M(X + eps)`` has no closed form, but the KL divergence to ``M(X_0 + eps)`` is bounded by
+Above three rows the probability of ``M(X + eps)`` has no closed form, but its KL divergence to ``M(X_0 + eps)`` is at most
 that of the Gumbel noise, minimised over the gauge or not (:func:`pyro_gs.tightened_kl`, :func:`pyro_gs.gumbel_noise_kl`).
 So what stands beside the likelihood depends on the prior:
 
@@ -43,8 +43,8 @@ BOUNDS: tuple[Bound, ...] = ("tightened_kl", "noise_kl")
 def centred(weight: Tensor, allowed: Tensor) -> Tensor:
     """A matrix whose rows, then columns, are shifted to sum to zero over the allowed pairs.
 
-    A gradient with respect to the logits of ``M(X + eps)`` has rows and columns that sum to zero already, as a shift of either
-    changes nothing. So an estimate of it keeps its mean, and loses the variance in these directions.
+    A gradient with respect to the logits of ``M(X + eps)`` has rows and columns that sum to zero already, as shifts of them
+    change nothing. So an estimate of it keeps its mean, and loses the variance in these directions.
     """
     weight = torch.where(allowed, weight, 0.0)
     for dim in (-1, -2):
@@ -129,7 +129,7 @@ class GuideGumbelMatching(GumbelMatching):
         item: number of every batch item in the baseline, long, of the batch shape.
     """
 
-    _kept = (*GumbelMatching._kept, "objective", "gradient", "strength", "baseline")
+    _kept = (*GumbelMatching._kept, "objective", "gradient", "strength", "baseline")  # type: ignore[assignment]
     _expanded = {**GumbelMatching._expanded, "item": 0}  # noqa: RUF012
 
     def __init__(
@@ -194,7 +194,8 @@ class _Draw:
         if p is q:
             if q.has_rsample:
                 return torch.zeros(batch, dtype=q.logits.dtype, device=q.logits.device)
-            return -q.score(self.noise)
+            score: Tensor = -q.score(self.noise)
+            return score
         if not isinstance(p, PermutationLaw):
             raise ValueError(
                 f"AutoGumbelMatching draws hard permutations, which {type(p).__name__} does not score; give SVI the plain "
@@ -247,8 +248,8 @@ def no_bound(prior: PermutationLaw, name: str) -> str:
     kind = type(prior).__name__
     logits = "law.logits" if isinstance(prior, GibbsPermutation) else "law.log_weights"
     text = (
-        f"AutoGumbelMatching has no bound for the law {kind} with forbidden pairs and more than three connected rows, as the "
-        f"probabilities of M(eps) over its pairs are not known; use AutoGumbelSinkhorn with pyro_gs.relax"
+        f"AutoGumbelMatching has no bound for the law {kind} with forbidden pairs and more than three connected rows, as "
+        "the probabilities of M(eps) over its pairs are not known; use AutoGumbelSinkhorn with pyro_gs.relax"
     )
     if isinstance(prior, (GibbsPermutation, UniformPermutation)):
         text += (

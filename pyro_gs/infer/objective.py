@@ -29,7 +29,7 @@ from torch.distributions import register_kl
 
 from pyro_gs.distributions.gumbel_sinkhorn import GumbelSinkhorn
 from pyro_gs.distributions.kl import gumbel_noise_kl, tightened_kl
-from pyro_gs.distributions.relaxed import RelaxedPermutation
+from pyro_gs.distributions.relaxed import RelaxedPermutation, plain
 from pyro_gs.distributions.straight_through import straight_through
 
 Objective = Literal["density", "tightened_kl", "noise_kl"]
@@ -83,16 +83,37 @@ class GuideGumbelSinkhorn(GumbelSinkhorn):
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         """As :meth:`GumbelSinkhorn.rsample`, or hard with its gradient; the values know the objective."""
         value = straight_through(self, sample_shape) if self.hard else super().rsample(sample_shape)
-        if self.objective != "density" and isinstance(value, RelaxedPermutation):
+        if not isinstance(value, RelaxedPermutation):
+            return value
+        if self.objective != "density":
             value.bound = functools.partial(self._bound, self, value.shape[:-2])
+        elif (
+            self.hard
+        ):  # an unrelaxed prior would score it as well, but not as what the guide's density is to be set against
+            scored = functools.partial(self._minus_density, value)
+            return RelaxedPermutation.wrap(plain(value), value.log_source, scored)
         return value
 
     @staticmethod
+    def _minus_density(value: Tensor, p: GumbelSinkhorn) -> Tensor:
+        _check_relaxed(p)
+        return -p.log_prob(value)
+
+    @staticmethod
     def _bound(q: GuideGumbelSinkhorn, batch: torch.Size, p: GumbelSinkhorn) -> Tensor:
+        _check_relaxed(p)
         if p is q:
             return torch.zeros(batch, dtype=q.logits.dtype, device=q.logits.device)
         kl = tightened_kl if q.objective == "tightened_kl" else gumbel_noise_kl
         return kl(q, p).expand(torch.broadcast_shapes(batch, p.batch_shape))
+
+
+def _check_relaxed(p: Any) -> None:
+    if not isinstance(p, GumbelSinkhorn):
+        raise ValueError(
+            f"a draw of AutoGumbelSinkhorn meets {type(p).__name__} in the model, which is not relaxed; write "
+            "SVI(pyro_gs.relax(model), guide, ...)"
+        )
 
 
 def _guide_kl(q: GuideGumbelSinkhorn, p: GumbelSinkhorn) -> Tensor:

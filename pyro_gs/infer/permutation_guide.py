@@ -43,7 +43,8 @@ class AutoPermutationGuide(AutoGuide):
 
         Args:
             name: of the site.
-            site: its node in the prototype's trace; ``site["value"]`` has the dtype and device to follow.
+            site: its node in the prototype's trace; ``site["value"]`` has the dtype and device to follow, and parameters
+                take ``site["fn"].event_dim``, which plates count from.
             allowed: bool (..., n, n), the allowed pairs at the full size of the site's plates.
         """
         raise NotImplementedError
@@ -114,7 +115,7 @@ class AutoPermutationGuide(AutoGuide):
             trace = self._trace_model(chosen, args, kwargs)
             places = [torch.arange(size) for size in shape]
             for frame, index in zip(partial, indices, strict=True):
-                places[frame.dim - 2] = index
+                places[frame.dim - site["fn"].event_dim] = index
             mask = allowed_pairs(trace.nodes[name]["fn"]).expand(value.shape)
             allowed[torch.meshgrid(*(place.to(value.device) for place in places), indexing="ij")] = mask
         return allowed
@@ -131,8 +132,14 @@ class AutoPermutationGuide(AutoGuide):
         if allowed is None:
             return free
         if allowed.shape != free.shape:
-            allowed = pyro.subsample(allowed, event_dim=2)
+            allowed = pyro.subsample(allowed, event_dim=self._event_dim(name))
         return torch.where(allowed, free, -torch.inf)
+
+    def _event_dim(self, name: str) -> int:
+        """Event dimensions of a site: 2, and what ``to_event`` adds."""
+        trace: Any = self.prototype_trace
+        event_dim: int = trace.nodes[name]["fn"].event_dim
+        return event_dim
 
     def _require_setup(self) -> None:
         if self.prototype_trace is None:
@@ -212,7 +219,7 @@ def _full_shape(site: dict[str, Any]) -> torch.Size:
     """Shape (..., n, n) of a site at the full size of its plates."""
     shape = list(site["value"].shape)
     for frame in site["cond_indep_stack"]:
-        shape[frame.dim - 2] = frame.full_size or frame.size
+        shape[frame.dim - site["fn"].event_dim] = frame.full_size or frame.size
     return torch.Size(shape)
 
 

@@ -27,17 +27,22 @@ from pyro_gs.infer.index_handler import indexed
 from pyro_gs.infer.log_joint import LogJoint
 from pyro_gs.infer.mcmc.block_gibbs import BlockGibbs
 from pyro_gs.infer.mcmc.convergence import ConvergenceWarning, convergence
+from pyro_gs.infer.mcmc.guide_proposal import GuideProposal
 from pyro_gs.infer.mcmc.hmc_gibbs import HMCGibbs
 from pyro_gs.infer.mcmc.locally_balanced import LocallyBalanced
 from pyro_gs.infer.mcmc.move_sequence import MoveSequence
+from pyro_gs.infer.mcmc.parallel_tempering import ParallelTempering
 from pyro_gs.infer.mcmc.permutation_kernel import PermutationKernel
 from pyro_gs.infer.mcmc.swap_metropolis import SwapMetropolis
 
 Kind = Literal["exact", "variational", "mcmc"]
 Marginals = dict[str, Tensor]
 
-STEP_SIZES = (0.1, 0.005)
+STEP_SIZES = (0.3, 0.005)
 """Adam's step size at the beginning and the end of a fit, geometric in between."""
+
+PARTICLES = 4
+"""Draws in a step of a fit."""
 
 FITTED = 0.9
 """Share of the budget that a guide is fitted for; the rest is for its draws and its bound."""
@@ -52,7 +57,7 @@ NUTS_WARMUP = 200
 """Steps of warm-up where NUTS samples the other latent sites."""
 
 HARD_DRAWS = 10_000
-EVIDENCE_DRAWS = 200
+EVIDENCE_DRAWS = 100  # times the particles
 SNAPSHOT_DRAWS = 500
 
 
@@ -209,9 +214,7 @@ class Variational:
         marginals, draws = _of_guide(part, HARD_DRAWS)
         history.append((clock.seconds, marginals))
         losses = [svi.evaluate_loss(*task.args, **task.kwargs)]
-        for _ in clock.ticks():
-            if len(losses) == EVIDENCE_DRAWS:
-                break
+        while len(losses) < EVIDENCE_DRAWS and clock.fraction < 1:
             losses.append(svi.evaluate_loss(*task.args, **task.kwargs))
         bound = -sum(losses) / len(losses)
         return MethodResult(name, "variational", clock.seconds, draws, None, marginals, bound, self.bound, None, history)
@@ -230,7 +233,8 @@ class Variational:
             guide = part = self.guide(task.model, task.temperature)
         options = {"lr": STEP_SIZES[0]}
         optimizer = PyroOptim(torch.optim.Adam, options)
-        svi = SVI(model, guide, optimizer, Trace_ELBO())
+        elbo = Trace_ELBO(num_particles=PARTICLES, vectorize_particles=joint.vectorize, max_plate_nesting=joint.nesting)
+        svi = SVI(model, guide, optimizer, elbo)
         for due in clock.ticks():
             options["lr"] = STEP_SIZES[0] * (STEP_SIZES[1] / STEP_SIZES[0]) ** clock.fraction
             for inner in optimizer.optim_objs.values():
@@ -297,7 +301,7 @@ class Chain:
                     draws.append(params[site].to(torch.bool))
                 if due:
                     history.append((clock.seconds, {site: _mean(draws) for site, draws in kept.items()}))
-            evidence = kernel.diagnostics().get("log evidence")
+            evidence = kernel.diagnostics().get("log evidence", {}).get("stepping_stone")
             kernel.cleanup()
         _check_warmup(name, task, steps, warmup)
         seconds = clock.seconds
@@ -312,7 +316,7 @@ class Chain:
             None,
             marginals,
             evidence,
-            "estimate by thermodynamic integration" if evidence is not None else "",
+            "estimate by stepping stones" if evidence is not None else "",
             None if size is None else size / seconds,
             [*history, (seconds, marginals)],
         )
@@ -335,24 +339,28 @@ def _gumbel_sinkhorn(model: Callable[..., Any], temperature: float, **options: A
     return AutoGumbelSinkhorn(model, temperature=temperature, **options)
 
 
+_RELAXED = "lower bound for the relaxed model"
 _HARD = "lower bound under the prior M(X_0 + eps)"
-GUMBEL_SINKHORN = Variational(_gumbel_sinkhorn, True, "lower bound for the relaxed model")
+GUMBEL_SINKHORN = Variational(_gumbel_sinkhorn, True, _RELAXED)
 STRAIGHT_THROUGH = Variational(functools.partial(_gumbel_sinkhorn, objective="tightened_kl", hard=True), True, _HARD)
 
 RUNNERS: dict[str, Runner] = {
     "exact": run_exact,
     "gumbel-sinkhorn": GUMBEL_SINKHORN,
     "gumbel-sinkhorn, tightened KL": Variational(
-        functools.partial(_gumbel_sinkhorn, objective="tightened_kl"), True, "no bound: relaxed likelihood, tightened KL"
+        functools.partial(_gumbel_sinkhorn, objective="tightened_kl"), True, _RELAXED
     ),
     "straight-through": STRAIGHT_THROUGH,
-    "gumbel-matching": Variational(lambda model, temperature: AutoGumbelMatching(model), False, _HARD),
-    "rounding": Variational(lambda model, temperature: AutoRounding(model), True, "lower bound for the relaxed model"),
-    "stick-breaking": Variational(
-        lambda model, temperature: AutoStickBreaking(model), True, "lower bound for the relaxed model"
+    "gumbel-matching": Variational(
+        lambda model, temperature: AutoGumbelMatching(model, gradient="perturb_and_map"), False, _HARD
     ),
+    "gumbel-matching, score": Variational(lambda model, temperature: AutoGumbelMatching(model), False, _HARD),
+    "rounding": Variational(lambda model, temperature: AutoRounding(model), True, _RELAXED),
+    "stick-breaking": Variational(lambda model, temperature: AutoStickBreaking(model), True, _RELAXED),
     "swaps": Chain(SwapMetropolis),
     "locally balanced": Chain(LocallyBalanced),
     "block gibbs": Chain(BlockGibbs),
+    "tempering": Chain(ParallelTempering),
+    "vi + mcmc": Chain(lambda guide: MoveSequence([GuideProposal(guide=guide), SwapMetropolis()]), GUMBEL_SINKHORN),
 }
 """The methods that :func:`pyro_gs.compare` knows by name."""

@@ -6,6 +6,7 @@ import math
 import pyro
 import pyro.distributions as dist
 import torch
+from pyro import poutine
 
 import pyro_gs as pgs
 
@@ -34,3 +35,23 @@ def exact(x, y, scale):
     weight = torch.softmax(score, 0)
     evidence = float(torch.logsumexp(score, 0)) - math.lgamma(len(x) + 1)
     return evidence, torch.einsum("k,kij->ij", weight, perms), perms, weight
+
+
+def no_guide(*args):
+    """TraceEnum_ELBO wants a guide."""
+
+
+def brute_force(model, args, lists):
+    """Log evidence and probabilities by a trace for every state of sites with lists of matrices."""
+    log_p = []
+    for state in itertools.product(*lists.values()):
+        data = dict(zip(lists, state, strict=True))
+        with pyro.validation_enabled(False):
+            log_p.append(poutine.trace(poutine.condition(model, data)).get_trace(*args).log_prob_sum())
+    log_p = torch.stack(log_p)
+    return torch.logsumexp(log_p, 0), torch.softmax(log_p, 0)
+
+
+def all_matrices(n):
+    """All permutation matrices in lexicographic order, (n!, n, n)."""
+    return pgs.to_matrix(torch.tensor(list(itertools.permutations(range(n)))))

@@ -53,10 +53,10 @@ def test_every_parameter_has_a_gradient(kind):
 def test_stick_breaking_bounds_the_evidence_of_the_relaxed_model():
     # The same evidence as for AutoGumbelSinkhorn: estimated from draws of the prior (an estimate of the mean of 0.05 nats).
     scale, tau = 1.0, 0.7
-    x, y = noisy_points(3, scale, 2)
+    x, y = noisy_points(4, scale, 2)
     guide, relaxed = AutoStickBreaking(model, temperature=tau), pgs.relax(model, temperature=tau)
     fit(relaxed, guide, (x, y, scale))
-    R = pgs.GumbelSinkhorn(tau, torch.zeros(3, 3)).sample(torch.Size((20_000,)))
+    R = pgs.GumbelSinkhorn(tau, torch.zeros(4, 4)).sample(torch.Size((20_000,)))
     score = log_likelihood(torch.as_tensor(R), x, y, scale)
     evidence = float(torch.logsumexp(score, 0)) - math.log(len(R))
     with torch.no_grad():
@@ -104,7 +104,7 @@ def test_prior_of_rounding_has_uniform_permutations():
 def test_plates_and_temperatures():
     def worms():
         with pyro.plate("worms", 5, subsample_size=2):
-            P = pyro.sample("P", pgs.UniformPermutation(3))
+            P = pyro.sample("P", pgs.UniformPermutation(4))
             pyro.sample("y", dist.Normal(P[..., 0, 0], 0.1), obs=torch.ones(2))
 
     for kind in GUIDES:
@@ -114,7 +114,7 @@ def test_plates_and_temperatures():
         svi = pgs.AnnealedSVI(pgs.relax(worms), guide, Adam({"lr": 0.1}), Trace_ELBO(), schedule=schedule)
         for _ in range(100):
             svi.step()
-        assert guide.median()["P"].shape == (5, 3, 3)
+        assert guide.median()["P"].shape == (5, 4, 4)
         assert (guide.hard_sample((300,))["P"].mean(0)[:, 0, 0] > 0.6).all()
 
 
@@ -124,9 +124,7 @@ def test_errors(kind):
     with pytest.raises(RuntimeError, match="has not seen the model's arguments"):
         kind(model).median()
     allowed = ~torch.eye(4).bool()
-    with pytest.raises(
-        ValueError, match="has no forbidden pairs, but the prior of site 'P' forbids 4; use AutoGumbelSinkhorn"
-    ):
+    with pytest.raises(ValueError, match="no forbidden pairs, but the prior of site 'P' forbids 4; use AutoGumbelS"):
         kind(model)(x, y, 0.5, allowed)
     with pytest.raises(ValueError, match="temperature must be positive and finite, but is 0"):
         kind(model, temperature=0)

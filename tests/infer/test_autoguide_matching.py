@@ -106,7 +106,7 @@ def test_perturb_and_map_gradient_of_a_linear_likelihood():
     assert ((found.mean(0) - want).abs() <= 4.7 * error + 0.04 * size).all()
 
 
-def test_perturb_and_map_scales_with_the_loss():
+def test_perturb_and_map_scales_with_the_loss(tol):
     z = torch.randn(5, 4, 4)
     gradient = []
     for scale in (1.0, 1e-3):
@@ -115,8 +115,8 @@ def test_perturb_and_map_scales_with_the_loss():
         (scale * (law.rsample() * z).sum()).backward()
         gradient.append(law.logits.grad)
     assert gradient[0].abs().max() > 0.1
-    assert torch.allclose(gradient[0] * 1e-3, gradient[1], rtol=1e-9, atol=1e-12)
-    assert gradient[0].sum(-1).abs().max() < 1e-9
+    assert torch.allclose(gradient[0] * 1e-3, gradient[1], rtol=tol, atol=tol * 1e-3)
+    assert gradient[0].sum(-1).abs().max() < 10 * tol
 
 
 def test_centring_leaves_a_gradient_of_the_law_alone(tol):
@@ -158,7 +158,8 @@ def test_decaying_average_by_item(tol):
 @pytest.mark.parametrize("objective", ["tightened_kl", "noise_kl"])
 @pytest.mark.parametrize("gradient", ["score", "perturb_and_map"])
 def test_fit_reaches_the_optimum_below_the_evidence(gradient, objective):
-    # n = 3: the objective is known, so its optimum is found by deterministic descent. 0.03 nats: the noise of the last steps.
+    # n = 3: the objective is known, and its optimum found by deterministic descent. 0.03 nats: noise of the last steps; 0.1:
+    # bias of perturb-and-MAP.
     scale = 1.0
     x, y = noisy_points(3, scale, 2)
     guide = AutoGumbelMatching(model, gradient=gradient, objective=objective)
@@ -278,17 +279,19 @@ def test_subsampled_plate(gradient, vectorized):
 @pytest.mark.parametrize("gradient", ["score", "perturb_and_map"])
 def test_sites_with_events_and_masks(gradient):
     def worms():
-        P = pyro.sample("P", pgs.UniformPermutation(3).expand([2]).to_event(1))
-        pyro.factor("score", 10 * P[..., 0, 0].sum(-1))
+        with pyro.plate("weeks", 3, subsample_size=2):
+            P = pyro.sample("P", pgs.UniformPermutation(3).expand([2, 2]).to_event(1))
+            pyro.factor("score", 10 * P[..., 0, 0].sum(-1))
         with pyro.plate("days", 2), poutine.mask(mask=torch.tensor([True, False])):
             Q = pyro.sample("Q", pgs.UniformPermutation(3))
             pyro.factor("more", 10 * Q[..., 0, 0])
 
     guide = AutoGumbelMatching(worms, gradient=gradient)
-    svi = SVI(worms, guide, Adam({"lr": 0.1}), Trace_ELBO(num_particles=4))
+    svi = SVI(worms, guide, Adam({"lr": 0.1}), particles(4, 1))
     for _ in range(100):
         svi.step()
     draws = guide.hard_sample((300,))
+    assert draws["P"].shape == (300, 3, 2, 3, 3)
     assert (draws["P"].mean(0)[..., 0, 0] > 0.55).all()
     assert draws["Q"].mean(0)[0, 0, 0] > 0.55
 

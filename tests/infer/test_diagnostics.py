@@ -21,7 +21,7 @@ from pyro_gs.infer.diagnostics import (
 )
 
 
-def fitted(n, scale, seed, temperature, steps=250, **options):
+def fitted(n, scale, seed, temperature, steps=150, **options):
     x, y = noisy_points(n, scale, seed)
     guide = pgs.AutoGumbelSinkhorn(model, temperature=temperature, **options)
     relaxed = pgs.relax(model, temperature=temperature)
@@ -97,7 +97,9 @@ def test_saturation():
     assert saturation(guide, x, y, 0.5)["P"] > 0.98
     guide.temperature = 0.5
     want = pgs.GumbelSinkhorn(0.5, guide.logits("P").detach()).sample((4000,)).amax(-1).mean()
-    assert saturation(guide, x, y, 0.5, num_draws=400)["P"] == pytest.approx(float(want), abs=0.03)  # 4.7 errors
+    assert saturation(guide, x, y, 0.5, num_draws=400, max_plate_nesting=0)["P"] == pytest.approx(
+        float(want), abs=0.03
+    )  # 4.7 errors
 
 
 @pytest.mark.usefixtures("float64_only")
@@ -112,7 +114,7 @@ def test_relaxation_gap_of_known_likelihoods(hard):
     flat = relaxation_gap(own, guide, 1)
     assert flat.relaxed == pytest.approx(6.0)
     assert flat.gap == pytest.approx(0.0, abs=1e-5)
-    found = relaxation_gap(pgs.relax(own), guide, 2, num_draws=300)
+    found = relaxation_gap(pgs.relax(own), guide, 2, num_draws=1000, max_plate_nesting=0)
     draws = pgs.GumbelSinkhorn(0.7, guide.logits("P").detach()).sample((20_000,))
     want = float(2 * draws.pow(2).sum((-2, -1)).mean()) - 6
     assert found.hard == pytest.approx(6.0)
@@ -127,7 +129,7 @@ def test_gap_closes_as_the_temperature_falls():
     gaps = []
     for temperature in (1.0, 0.3, 0.02):
         guide.temperature = temperature
-        gaps.append(relaxation_gap(model, guide, x, y, 0.5).gap)
+        gaps.append(relaxation_gap(model, guide, x, y, 0.5, max_plate_nesting=0).gap)
     assert gaps[0] > gaps[1] > abs(gaps[2])
 
 
@@ -143,57 +145,58 @@ def test_hard_guides_are_refused():
 
 
 @pytest.mark.usefixtures("float64_only")
-@pytest.mark.parametrize(("n", "seed", "temperature", "warns"), [(4, 1, 1.0, True), (4, 0, 0.1, False)])
-def test_warning_where_hard_marginals_are_far_from_the_enumerated(n, seed, temperature, warns):
-    relaxed, guide, args = fitted(n, 0.5, seed, temperature)
+@pytest.mark.parametrize(("scale", "seed", "temperature", "warns"), [(0.5, 1, 1.0, True), (2.0, 2, 0.2, False)])
+def test_warning_where_hard_marginals_are_far_from_the_enumerated(scale, seed, temperature, warns):
+    relaxed, guide, args = fitted(4, scale, seed, temperature)
     want = exact(*args)[1]
     error = float((guide.hard_sample((5000,))["P"].mean(0) - want).abs().max())
     if warns:
         with pytest.warns(TemperatureWarning, match="a probability of a pair moves at site 'P' by"):
-            found = check_temperature_effect(relaxed, guide, *args, num_draws=300)
+            found = check_temperature_effect(relaxed, guide, *args, num_draws=2000, max_plate_nesting=0)
         assert error > 0.25
     else:
-        found = check_temperature_effect(relaxed, guide, *args, num_draws=300)  # warnings are errors
-        assert error < 0.2
-    assert float((found.corrected["P"] - want).abs().max()) < max(0.15, error / 2)
+        found = check_temperature_effect(relaxed, guide, *args, num_draws=2000, max_plate_nesting=0)  # warnings are errors
+        assert error < 0.15
+    assert float((found.corrected["P"] - want).abs().max()) < 0.1
     assert found.shift["P"] == float((found.marginals["P"] - found.corrected["P"]).abs().max())
 
 
 @pytest.mark.usefixtures("float64_only")
 @pytest.mark.parametrize("shared", [False, True])
 def test_corrected_marginals_are_right_in_plates_beside_continuous_latents(shared):
-    # Two items with a normal latent, shared or of each its own; enumerated with the latent on a grid. 0.12: of 500 draws.
-    weight = torch.tensor([0.0, 2.0])
+    # Two items with a normal latent, shared or of each its own; enumerated with the latent on a grid. 0.08: 4 errors of
+    # 4,000 draws.
+    weight = torch.tensor([0.0, 1.5])
 
     def worms():
         plate = pyro.plate("worms", 2)
         with contextlib.nullcontext() if shared else plate:
             z = pyro.sample("z", dist.Normal(0.0, 1.0))
         with plate:
-            P = pyro.sample("P", pgs.UniformPermutation(3))
+            P = pyro.sample("P", pgs.UniformPermutation(2))
             pyro.factor("score", (weight + z) * P[..., 0, 0])
 
     guide = AutoGuideList(worms)
     guide.append(pgs.AutoGumbelSinkhorn(poutine.block(worms, expose=["P"]), temperature=0.7, objective="tightened_kl"))
     guide.append(AutoNormal(poutine.block(worms, hide=["P"]), init_scale=1.0))
-    found = check_temperature_effect(pgs.relax(worms, temperature=0.7), guide, num_draws=500, tolerance=0.9)
+    found = check_temperature_effect(
+        pgs.relax(worms, temperature=0.7), guide, num_draws=4000, tolerance=0.9, max_plate_nesting=1
+    )
     z = torch.linspace(-6, 6, 400)
     matched = (weight + z[:, None]).exp()
-    evidence = ((matched + 2) / 3).log()
+    evidence = ((matched + 1) / 2).log()
     if shared:
         evidence = evidence.sum(-1, keepdim=True)
     weights = (dist.Normal(0.0, 1.0).log_prob(z)[:, None] + evidence).softmax(0)
-    want = (weights * matched / (matched + 2)).sum(0)
-    assert (found.corrected["P"][:, 0, 0] - want).abs().max() < 0.12
-    assert (found.marginals["P"][1, 0, 0] - want[1]).abs() > 0.2
+    want = (weights * matched / (matched + 1)).sum(0)
+    assert (found.corrected["P"][:, 0, 0] - want).abs().max() < 0.08
+    assert (found.marginals["P"][1, 0, 0] - want[1]).abs() > 0.15
 
 
 def test_too_few_effective_draws_are_said():
     x, y = noisy_points(5, 0.1, 0)
     guide = pgs.AutoGumbelSinkhorn(model)
-    with pytest.warns(
-        TemperatureWarning, match="cannot be told, as weights leave fewer than 10 effective draws of 50 at site"
-    ):
+    with pytest.warns(TemperatureWarning, match="cannot be told.*fewer than 10 effective draws of 50"):
         check_temperature_effect(pgs.relax(model), guide, x, y, 0.1, num_draws=50)
 
 

@@ -1,6 +1,5 @@
 """Exact posteriors against brute force and TraceEnum_ELBO, and the permutations drawn through an index."""
 
-import itertools
 import math
 
 import matching_model
@@ -8,6 +7,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from matching_model import all_matrices, brute_force, no_guide
 from pyro import poutine
 from pyro.infer import MCMC, NUTS, SVI, Predictive, TraceEnum_ELBO, infer_discrete
 from pyro.infer.autoguide import AutoNormal
@@ -16,24 +16,6 @@ from pyro.optim import Adam
 import pyro_gs as pgs
 
 POINTS = tuple(value.double() for value in matching_model.noisy_points(4, 0.7, 0))
-
-
-def no_guide(*args):
-    """TraceEnum_ELBO wants a guide."""
-
-
-def brute_force(model, args, lists):
-    """Log evidence and probabilities by a trace for every state of sites with lists of matrices."""
-    log_p = []
-    for state in itertools.product(*lists.values()):
-        data = dict(zip(lists, state, strict=True))
-        log_p.append(poutine.trace(poutine.condition(model, data)).get_trace(*args).log_prob_sum())
-    log_p = torch.stack(log_p)
-    return torch.logsumexp(log_p, 0), torch.softmax(log_p, 0)
-
-
-def all_matrices(n):
-    return list(pgs.to_matrix(torch.tensor(list(itertools.permutations(range(n))))))
 
 
 def test_one_site():
@@ -103,7 +85,7 @@ def test_plates_with_masks_of_their_own():
     loss = elbo.loss(pgs.indexed(in_plate), no_guide, *PLATE)
     assert loss == pytest.approx(-float(posterior.log_evidence))
     probs = elbo.compute_marginals(pgs.indexed(in_plate), no_guide, *PLATE)["P_index"].probs
-    support = torch.stack(all_matrices(3))
+    support = all_matrices(3)
     assert torch.allclose(torch.einsum("kp,pij->kij", probs, support), posterior.marginals["P"])
 
 
@@ -129,24 +111,6 @@ def test_sequential_plates_and_events():
         pgs.indexed(as_event)(x, y)
 
 
-@pytest.mark.parametrize("size", [2, 6])
-@pytest.mark.parametrize("law", [pgs.GibbsPermutation, pgs.GumbelMatching])
-def test_marginals_in_plates_whose_size_is_the_number_of_permutations(law, size):
-    """Where enumeration of the matrix site itself is silently wrong."""
-    logits = torch.randn(size, 3, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-
-    def model():
-        with pyro.plate("items", size):
-            P = pyro.sample("P", law(logits))
-            pyro.factor("f", P[..., 0, 0])
-
-    probs = TraceEnum_ELBO(max_plate_nesting=1).compute_marginals(pgs.indexed(model), no_guide)["P_index"].probs
-    support = law(logits[0]).enumerate_support()
-    for k in range(size):
-        log_p = law(logits[k]).log_prob(support) + support[:, 0, 0]
-        assert torch.allclose(probs[k], log_p.softmax(0))
-
-
 @pytest.mark.parametrize(
     "law",
     [
@@ -162,7 +126,7 @@ def test_priors(law):
         P = pyro.sample("P", law())
         pyro.factor("f", P[..., 0, 1])
 
-    support = torch.stack(all_matrices(3))
+    support = all_matrices(3)
     log_p = law().log_prob(support) + support[:, 0, 1]
     posterior = pgs.enumerate_posterior(model)
     assert torch.allclose(posterior.log_probs.exp(), log_p.softmax(0))
@@ -181,6 +145,92 @@ def test_conditioned_and_observed_permutations():
     for model in (pgs.indexed(conditioned), poutine.condition(pgs.indexed(two_sites), {"P": eye})):
         loss = TraceEnum_ELBO(max_plate_nesting=0).loss(model, no_guide, *args)
         assert loss == pytest.approx(-float(evidence))
+    with pytest.raises(ValueError, match="no latent permutation site"):
+        pgs.enumerate_posterior(poutine.condition(two_sites, {"P": eye, "Q": eye}), *args)
+
+
+def semi_supervised(x, y, mask):
+    with pyro.plate("items", len(x)):
+        P = pyro.sample("P", pgs.GibbsPermutation(torch.eye(3)), obs=torch.eye(3).expand(len(x), 3, 3), obs_mask=mask)
+        pyro.sample("y", dist.Normal(P @ x, 0.8).to_event(2), obs=y)
+
+
+def test_partly_observed_permutations():
+    x, y = PLATE[:2]
+    posterior = pgs.enumerate_posterior(semi_supervised, x, y, torch.tensor([True, False]))
+    support, law = all_matrices(3), pgs.GibbsPermutation(torch.eye(3))
+    log_p = law.log_prob(support) + dist.Normal(support @ x[1], 0.8).log_prob(y[1]).sum((-2, -1))
+    known = law.log_prob(torch.eye(3)) + dist.Normal(x[0], 0.8).log_prob(y[0]).sum()
+    assert float(posterior.log_evidence) == pytest.approx(float(known + log_p.logsumexp(0)))
+    marginals = torch.einsum("k,kij->ij", log_p.softmax(0), support)
+    assert torch.allclose(posterior.marginals["P_unobserved"][1], marginals)
+    loss = TraceEnum_ELBO(max_plate_nesting=1).loss(
+        pgs.indexed(semi_supervised), no_guide, x, y, torch.tensor([True, False])
+    )
+    assert loss == pytest.approx(-float(posterior.log_evidence))
+
+
+@pytest.mark.parametrize("mask", [False, torch.tensor([False, True])])
+def test_priors_under_a_mask_are_those_of_pyro(mask):
+    def model(x, y):
+        with pyro.plate("items", 2):
+            with poutine.mask(mask=mask):
+                P = pyro.sample("P", pgs.GibbsPermutation(torch.eye(3)))
+            pyro.sample("y", dist.Normal(P @ x, 0.8).to_event(2), obs=y)
+
+    loss = TraceEnum_ELBO(max_plate_nesting=1).loss(pgs.indexed(model), no_guide, *PLATE[:2])
+    assert float(pgs.enumerate_posterior(model, *PLATE[:2]).log_evidence) == pytest.approx(-loss)
+
+
+def coupled(x, y, keepdim=True):
+    with pyro.plate("items", len(x)):
+        P = pyro.sample("P", pgs.UniformPermutation(3))
+    mean = (P @ x).sum(-3, keepdim=keepdim)
+    pyro.sample("y", dist.Normal(mean, 0.8).to_event(2), obs=y)
+
+
+BLOCKS = torch.block_diag(torch.ones(1, 1), torch.ones(2, 2)) == 1
+
+
+@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize(
+    "prior",
+    [
+        lambda: pgs.UniformPermutation(3),
+        lambda: pgs.UniformPermutation(3, BLOCKS),
+        lambda: pgs.GibbsPermutation(20 * torch.eye(3)),
+    ],
+)
+def test_models_that_do_not_broadcast_are_found_out_whatever_the_seed(prior, seed):
+    # A prior that nearly always draws the same permutation hides it from a trial on draws of the prior.
+    law = prior()
+
+    def model():
+        P = pyro.sample("P", law)
+        pyro.factor("f", P.reshape(-1, 3, 3)[0, 1, 2])
+
+    pyro.set_rng_seed(seed)
+    with pytest.warns(pgs.VectorizationWarning):
+        posterior = pgs.enumerate_posterior(model)
+    P = posterior.permutations["P"]
+    assert torch.allclose(posterior.log_probs, (law.log_prob(P) + P[:, 1, 2]).log_softmax(0))
+
+
+def dependent_masks():
+    P = pyro.sample("P", pgs.UniformPermutation(3))
+    Q = pyro.sample("Q", pgs.UniformPermutation(3, P + torch.eye(3) > 0))
+    pyro.factor("f", P[..., 0, 0] * Q[..., 0, 1] + Q[..., 1, 1])
+
+
+def test_forbidden_pairs_that_depend_on_another_permutation():
+    with pytest.raises(ValueError, match=r"which pairs site 'Q' allows depends on other latent sites.*pyro_gs.indexed"):
+        pgs.enumerate_posterior(dependent_masks)
+    with pytest.raises(ValueError, match="which pairs site 'Q' allows depends"):
+        MCMC(pgs.SwapMetropolis(dependent_masks), 1, 1, disable_progbar=True).run()
+    support = all_matrices(3)
+    evidence, _ = brute_force(dependent_masks, (), {"P": support, "Q": support})
+    loss = TraceEnum_ELBO(max_plate_nesting=0).loss(pgs.indexed(dependent_masks), no_guide)
+    assert loss == pytest.approx(-float(evidence))
 
 
 def test_a_summary_takes_the_posterior():
@@ -199,7 +249,7 @@ def with_scale(x, y):
 def by_quadrature(x, y):
     """Mean and standard deviation of the log-scale, and marginals of P, on a fine grid."""
     grid = torch.linspace(-3.0, 2.0, 2001)
-    perms = torch.stack(all_matrices(len(x)))
+    perms = all_matrices(len(x))
     likelihood = dist.Normal(perms @ x, grid.exp()[:, None, None, None]).log_prob(y).sum((-2, -1))
     log_p = likelihood + dist.Normal(-0.5, 0.5).log_prob(grid)[:, None]
     p = log_p.flatten().softmax(0).reshape(log_p.shape)
@@ -250,14 +300,6 @@ def test_infer_discrete_and_predictive():
     assert samples["P"].shape == (5, 4, 4)
 
 
-def test_a_draw_of_the_indexed_model_is_a_permutation():
-    P = poutine.trace(pgs.indexed(in_plate)).get_trace(*PLATE).nodes["P"]["value"]
-    assert pgs.constraints.permutation.check(P).all()
-    assert ALLOWED[P == 1].all()
-    with pgs.indexed():
-        assert poutine.trace(in_plate).get_trace(*PLATE).nodes["P_index"]["value"].shape == (2,)
-
-
 def hopeless():
     P = pyro.sample("P", pgs.UniformPermutation(3))
     pyro.factor("f", torch.full(P.shape[:-2], -torch.inf))
@@ -273,6 +315,14 @@ def large(n, items=1):
         pyro.sample("P", pgs.UniformPermutation(n))
 
 
+def masked():
+    """Too many states of items with masks of their own, whose permutations would take seconds to list."""
+    allowed = torch.ones(40, 8, 8) == 1
+    allowed[:, 0, 1] = False
+    with pyro.plate("items", 40):
+        pyro.sample("P", pgs.UniformPermutation(8, allowed))
+
+
 @pytest.mark.parametrize(
     ("model", "args", "message"),
     [
@@ -281,6 +331,9 @@ def large(n, items=1):
         (large, (9,), "'P' with n=9 has about 362880 permutations, more than the 40320"),
         (large, (30,), r"'P' with n=30 has about 2.65253e\+32 permutations"),
         (large, (5, 4), "'P' have 207,360,000 states together, more than the 362,880"),
+        (large, (5, 3000), "'P' have about 1e6238 states together"),
+        (masked, (), "'P' have about 1e182 states together"),
+        (pgs.indexed(large), (3,), r"'P_index' is the index of one: give the plain model in place of pyro_gs.indexed"),
         (with_scale, POINTS, r"'scale' too; sum the permutations out.*MCMC\(NUTS\(pyro_gs.indexed\(model\)\)"),
         (no_guide, (), "no latent permutation site"),
     ],
@@ -290,10 +343,56 @@ def test_what_cannot_be_enumerated(model, args, message):
         pgs.enumerate_posterior(model, *args)
 
 
-def test_bad_samples():
-    with pytest.raises(ValueError, match="samples must have draws of the latent sites 'scale'"):
-        pgs.permutation_posterior(with_scale, {}, *POINTS)
+def test_the_posterior_of_draws_is_the_mean_of_exact_conditionals():
+    scales = torch.tensor([0.4, 0.9, 2.0])
+    found = pgs.permutation_posterior(with_scale, {"scale": scales, "other": torch.zeros(2)}, *POINTS)
+    each = [pgs.enumerate_posterior(poutine.condition(with_scale, {"scale": s}), *POINTS) for s in scales]
+    assert torch.allclose(found.log_probs.exp(), torch.stack([p.log_probs.exp() for p in each]).mean(0))
+    assert torch.allclose(found.marginals["P"], torch.stack([p.marginals["P"] for p in each]).mean(0))
+
+
+def only_small(x, y):
+    scale = pyro.sample("scale", dist.LogNormal(0.0, 1.0))
+    P = pyro.sample("P", pgs.UniformPermutation(3))
+    pyro.factor("f", torch.where(scale < 1, 0.0, -torch.inf) + P[..., 0, 0])
+
+
+@pytest.mark.parametrize(
+    ("model", "samples", "message"),
+    [
+        (with_scale, {}, "samples must have draws of the latent sites 'scale'"),
+        (with_scale, {"scale": torch.tensor(1.0)}, r"samples\['scale'\] must have shape \('draws',\) with .* but has \(\)"),
+        (with_scale, {"scale": torch.ones(0)}, r"with at least one draw, but has \(0,\)"),
+        (with_scale, {"scale": torch.ones(2, 5)}, r"must have shape \('draws',\) with .* but has \(2, 5\)"),
+        (only_small, {"scale": torch.tensor([0.5, 2.0])}, "none of the 6 permutations has positive density at draw 1"),
+        (with_scale, {"scale": torch.tensor([0.5, torch.nan])}, "'scale' is NaN"),
+    ],
+)
+def test_bad_samples(model, samples, message):
+    with pytest.raises(ValueError, match=message):
+        pgs.permutation_posterior(model, samples, *POINTS)
+
+
+def test_samples_of_a_model_without_other_sites():
     with pytest.raises(ValueError, match="no latent sites beside its permutations; use enumerate_posterior"):
         pgs.permutation_posterior(matching_model.model, {}, *POINTS, 0.5)
-    with pytest.raises(TypeError, match="model must be callable, but is int"):
-        pgs.indexed(3)
+
+
+def test_samples_that_differ_in_number():
+    def model():
+        a, b = pyro.sample("a", dist.Normal(0.0, 1.0)), pyro.sample("b", dist.Normal(0.0, 1.0))
+        pyro.factor("f", (a + b) * pyro.sample("P", pgs.UniformPermutation(3))[..., 0, 0])
+
+    with pytest.raises(ValueError, match=r"same number of draws of every site, but has \[2, 3\]"):
+        pgs.permutation_posterior(model, {"a": torch.zeros(2), "b": torch.zeros(3)})
+
+
+def test_draws_predict_through_the_plain_model():
+    x, y = (value[:3] for value in POINTS)
+
+    def model():
+        P = pyro.sample("P", pgs.UniformPermutation(3))
+        return pyro.sample("y", dist.Normal(P @ x, 0.8).to_event(2))
+
+    draws = pgs.enumerate_posterior(poutine.condition(model, {"y": y})).sample((7,))
+    assert Predictive(model, draws)()["y"].shape == (7, 3, 2)

@@ -24,7 +24,12 @@ class Chain:
         joint: the log joint density.
         index: permutations by site, long (replicas, items, n).
         others: values of the other latent sites in their constrained spaces, the same for all replicas.
-        power: of the likelihood, float64 (replicas,); by default one.
+        power: of the likelihood, float64 (replicas,), at least 0; by default one. At power 0 the target is the prior, also
+            where the likelihood is zero.
+
+    Attributes:
+        tempered: whether a power is not one.
+        positive: whether no change to a permutation of likelihood zero was seen by a hook while tempered.
     """
 
     def __init__(
@@ -39,10 +44,11 @@ class Chain:
         self.others: Mapping[str, Tensor] = others or {}
         first = next(iter(index.values()))
         self.replicas = first.shape[0]
-        self.power = torch.ones(self.replicas, dtype=torch.float64, device=first.device) if power is None else power
         self._focus: dict[str, Focus] = {}
         self._latest: str | None = None
+        self.power = torch.ones(self.replicas, dtype=torch.float64, device=first.device) if power is None else power
         self._dependent: set[str] = set()
+        self.positive = True
 
     def values(self, replica: int = 0) -> dict[str, Tensor]:
         """Matrices of one replica by site."""
@@ -62,6 +68,30 @@ class Chain:
             self._latest = name
         return self._focus[name]
 
+    @property
+    def power(self) -> Tensor:
+        """Power of the likelihood, float64 (replicas,)."""
+        return self._power
+
+    @power.setter
+    def power(self, power: Tensor) -> None:
+        self._power = power
+        self.tempered = bool((power != 1).any())
+        self._focus.clear()
+        self._latest = None
+
+    def reorder(self, source: Tensor) -> None:
+        """Let replicas trade states.
+
+        Args:
+            source: the replica whose state each takes, long (replicas, 1), a permutation; or (replicas, items), for every
+                item on its own, where the only site has independent items.
+        """
+        for name, index in self.index.items():
+            self.index[name] = index.gather(0, source[..., None].expand(index.shape))
+        if self._latest is not None:
+            self._focus[self._latest].reorder(source)
+
     def depend(self, name: str) -> None:
         """Take the items of a site as dependent from now on, because a term outside of their plates changed with them."""
         self._dependent.add(name)
@@ -69,7 +99,11 @@ class Chain:
 
     def total(self) -> Tensor:
         """Log prior and log likelihood of every replica, float64 (2, replicas)."""
-        return self.focus(self._latest or next(iter(self.joint.sites))).terms.total
+        return self.current().terms.total
+
+    def current(self) -> Focus:
+        """The site that was moved last."""
+        return self.focus(self._latest or next(iter(self.joint.sites)))
 
     def _batches(self, name: str, candidates: Tensor) -> Iterator[dict[str, Tensor]]:
         """Values to run the model with: candidates for a site (K, replicas, items, n), the other sites as they are."""
@@ -150,19 +184,18 @@ class Focus:
         self.independent = independent and site.separable
         terms = chain.score(site.name, chain.index[site.name][None])
         self.terms = Terms(terms.inside[:, 0], terms.outside[:, 0])
-        self._first = (self.index, self.index[0])
+        self._split = (self.index, self.index.unbind(0))
 
     @property
     def index(self) -> Tensor:
         """Permutations, long (replicas, items, n)."""
         return self.chain.index[self.site.name]
 
-    @property
-    def first_index(self) -> Tensor:
-        """Permutations of the first replica, (items, n); the same tensor as long as they are the same."""
-        if self._first[0] is not self.index:
-            self._first = (self.index, self.index[0])
-        return self._first[1]
+    def index_of(self, replica: int) -> Tensor:
+        """Permutations of one replica, (items, n); the same tensor as long as they are the same."""
+        if self._split[0] is not self.index:
+            self._split = (self.index, self.index.unbind(0))
+        return self._split[1][replica]
 
     @property
     def unit_shape(self) -> torch.Size:
@@ -178,7 +211,25 @@ class Focus:
     def _units(self, terms: Terms) -> Tensor:
         """Scores of the units, (..., *unit_shape)."""
         both = terms.inside if self.independent else terms.total[..., None]
-        return both[0] + self.chain.power[:, None] * both[1]
+        return both[0] + self.temper(both[1])
+
+    def temper(self, likelihood: Tensor) -> Tensor:
+        """Log likelihoods of units (..., *unit_shape) times the powers of their replicas; zero at power zero."""
+        if not self.chain.tempered:
+            return likelihood
+        power = self.chain.power[:, None]
+        return torch.where(power > 0, power * likelihood, 0.0)
+
+    @property
+    def likelihood(self) -> Tensor:
+        """Log likelihood of every unit up to what does not change with it, float64 of ``unit_shape``."""
+        return self.terms.inside[1] if self.independent else self.terms.total[1, :, None]
+
+    def reorder(self, source: Tensor) -> None:
+        """As :meth:`Chain.reorder`, for the scores."""
+        inside = self.terms.inside.gather(1, source.expand(2, *self.terms.inside.shape[1:]))
+        outside = self.terms.outside[:, source[:, 0]] if source.shape[1] == 1 else self.terms.outside
+        self.terms = Terms(inside, outside)
 
     @property
     def score(self) -> Tensor:
@@ -199,21 +250,23 @@ class Focus:
                 raise ItemsDepend
         return self._units(terms), terms
 
-    def exchange(self, items: Tensor, rows: Tensor, gain: Tensor) -> None:
-        """Let items of the only replica exchange the columns of two rows.
+    def exchange(self, replicas: Tensor, items: Tensor, rows: Tensor, change: Tensor) -> None:
+        """Let items exchange the columns of two rows.
 
         Args:
-            items: long (K,), each at most once.
+            replicas: long (K,).
+            items: long (K,), each at most once in a replica.
             rows: long (K, 2).
-            gain: change of the score, float64 (K,); counts as likelihood.
+            change: of the log joint density, float64 (K,); counts as likelihood.
         """
         new = self.index.clone()
-        new[0, items[:, None], rows] = self.index[0, items[:, None], rows.flip(-1)]
+        replica, item = replicas[:, None], items[:, None]
+        new[replica, item, rows] = self.index[replica, item, rows.flip(-1)]
         self.chain.index[self.site.name] = new
         if self.independent:
-            self.terms.inside[1, 0, items] += gain
+            self.terms.inside[1, replicas, items] += change
         else:
-            self.terms.outside[1, 0] += gain.sum()
+            self.terms.outside[1, replicas] += change
 
     def accept(self, chosen: Tensor, candidates: Tensor, terms: Terms, units: Tensor) -> None:
         """Let units take a candidate each.

@@ -101,12 +101,13 @@ class PermutationKernel(MCMCKernel):
             ValueError: see the class.
         """
         joint = self._joint(args, kwargs)
-        joint.refuse_others(
-            type(self).__name__,
-            f"write HMCGibbs(NUTS(model), moves={type(self).__name__}()) to move the others by NUTS",
-        )
+        self._refuse_others(joint)
         self.bind(self._start(joint), warmup_steps)
         self.refuse_unmoved(self._initial_params or {})
+
+    def _refuse_others(self, joint: LogJoint | PotentialJoint) -> None:
+        kind = type(self).__name__
+        joint.refuse_others(kind, f"write HMCGibbs(NUTS(model), moves={kind}()) to move the others by NUTS")
 
     def _joint(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> LogJoint | PotentialJoint:
         kind = type(self).__name__

@@ -16,7 +16,7 @@ from pyro_gs.infer.mcmc.chain import Focus
 from pyro_gs.infer.mcmc.cycles import move_by_cycles
 from pyro_gs.infer.mcmc.permutation_kernel import PermutationKernel
 from pyro_gs.infer.mcmc.proposals import AdaptedSwaps, UniformSwaps
-from pyro_gs.infer.mcmc.scored_swaps import ScoredSwaps, is_good
+from pyro_gs.infer.mcmc.scored_swaps import ScoredSwaps, is_good, takes_hook
 from pyro_gs.infer.mcmc.swaps import SwapDelta, check_swap_delta
 from pyro_gs.ops.logits import check_count
 
@@ -33,10 +33,13 @@ _WIDTH = 2**17
 class SwapMetropolis(PermutationKernel):
     """Random-walk Metropolis-Hastings: two rows exchange their columns, or several rotate them.
 
-    A step makes ``num_steps`` proposals of exchanges in every item of a site and, where pairs are forbidden, ``num_cycles``
-    of longer cycles; exchanges alone need not reach all permutations of a mask, cycles do. Items of a plate that are
-    independent given the rest move at once, each accepted on its own. Proposals are scored ahead in one run of the model:
-    as long as none is accepted the state is the same, and what was scored beyond the first accepted one is thrown away.
+    A step makes ``num_steps`` proposals of exchanges, or one more, in every item of a site and, where pairs are forbidden,
+    ``num_cycles`` of longer cycles; exchanges alone need not reach all permutations of a mask, cycles do. Items of a plate
+    that are independent given the rest move at once, each accepted on its own.
+
+    Exchanges are scored ahead. Where they are few, all of a state's are scored in one run of the model, and how many
+    proposals are refused before one is accepted is drawn as a geometric number: the same chain in law. Where they are many,
+    several proposals are scored at once, and what lies beyond the first accepted one is thrown away.
 
     With ``adapt`` the marginals seen during warm-up shape the proposal: rows that are unsure are taken more often, and
     exchanged for columns that they have had. The proposal is fixed when the warm-up ends.
@@ -133,12 +136,15 @@ class SwapMetropolis(PermutationKernel):
         return made, accepted
 
     def _exchanges(self, focus: Focus, proposal: UniformSwaps, steps: int) -> tuple[int, int]:
-        """Make ``steps`` proposals of exchanges in every unit."""
+        """Make ``steps`` proposals of exchanges, or one more, in every unit.
+
+        An exchange changes the parity, so where all are accepted a fixed number of them would have period two.
+        """
         movable = proposal.movable(focus.independent).expand(focus.unit_shape)
-        remaining = torch.where(movable, steps, 0)
+        remaining = torch.where(movable, steps + torch.randint(2, focus.unit_shape, device=movable.device), 0)
         made = int(remaining.sum())
         hook = self._hook(focus.chain.joint)
-        width = 1 if hook is not None and focus.chain.replicas == 1 else focus.site.num_items * focus.site.n**2
+        width = 1 if takes_hook(focus, hook) else focus.site.num_items * focus.site.n**2
         if not made:
             return 0, 0
         longest = proposal.longest(focus.independent)
@@ -185,7 +191,7 @@ class SwapMetropolis(PermutationKernel):
         """Score several proposals from one state at once; what lies beyond the first accepted one is thrown away."""
         accepted, longest = 0, int(remaining.max())
         while longest > 0:
-            count = min(longest, self._ahead(focus, hook is not None))
+            count = min(longest, self._ahead(focus, takes_hook(focus, hook)))
             items, rows, ratio = proposal.draw(focus.index, count, focus.independent)
             due = torch.arange(count, device=rows.device)[:, None, None] < remaining
             good = due & is_good(focus.site, focus.index, items, rows)

@@ -84,7 +84,7 @@ def check_swap_delta(hook: SwapDelta, focus: Focus) -> None:
         return
     items = torch.tensor([item for item, _ in found], device=site.device)
     rows = torch.stack([pair for _, pair in found])
-    candidates = focus.index.expand(len(found), 1, *focus.index.shape[1:]).clone()
+    candidates = focus.index[:1].expand(len(found), 1, *focus.index.shape[1:]).clone()
     for k, (item, pair) in enumerate(found):
         candidates[k, 0, item] = exchange(candidates[k, 0, item], pair)
     _, terms = focus.evaluate(candidates)
@@ -101,8 +101,10 @@ def check_swap_delta(hook: SwapDelta, focus: Focus) -> None:
         )
 
 
-def score_swaps(hook: SwapDelta, focus: Focus, items: Tensor, rows: Tensor, index: Tensor | None = None) -> Tensor:
-    """Changes of the log joint density by the hook, float64 (K,), from the present permutations or from ``index``.
+def score_swaps(
+    hook: SwapDelta, focus: Focus, items: Tensor, rows: Tensor, index: Tensor | None = None, replica: int = 0
+) -> Tensor:
+    """Changes of the log joint density by the hook, float64 (K,), from a replica's permutations or from ``index``.
 
     Raises:
         ValueError: another shape, or NaN or +inf.
@@ -110,8 +112,8 @@ def score_swaps(hook: SwapDelta, focus: Focus, items: Tensor, rows: Tensor, inde
     others = dict(focus.chain.others)
     for name, site in focus.chain.joint.sites.items():
         if name != focus.site.name:
-            others[name] = site.to_value(focus.chain.index[name][0])
-    change = hook(Swaps(focus.site.name, focus.first_index if index is None else index, items, rows, others))
+            others[name] = site.to_value(focus.chain.index[name][replica])
+    change = hook(Swaps(focus.site.name, focus.index_of(replica) if index is None else index, items, rows, others))
     if not isinstance(change, Tensor) or change.shape != items.shape:
         found = tuple(change.shape) if isinstance(change, Tensor) else type(change).__name__
         raise ValueError(f"swap_delta must return a tensor of shape {tuple(items.shape)}, but returned {found}")

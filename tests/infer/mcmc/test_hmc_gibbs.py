@@ -319,7 +319,8 @@ def test_the_warm_up_of_the_moves_lasts_as_long_as_that_of_the_inner_kernel():
     for step in range(6):
         assert moves.warming_up == (step < 4)
         params = kernel.sample(params)
-    assert moves.num_proposed == 3 * 2 * 3  # of the samples: moves a step, steps, proposals
+    # of the samples: moves a step, steps, proposals, or one more each
+    assert 3 * 2 * 3 <= moves.num_proposed <= 3 * 2 * 4
 
 
 def test_uniform_priors_cost_nothing(monkeypatch):

@@ -51,6 +51,13 @@ def test_converges_from_the_worst_state(target):
     invariance.check_converges(pgs.SwapMetropolis(), TARGETS[target](), replicas=1000, steps=25)
 
 
+def test_a_flat_target_has_no_period():
+    """Every exchange is accepted and changes the parity of the permutation."""
+    pyro.set_rng_seed(9)
+    for name in ("points", "plate"):
+        invariance.check_converges(pgs.SwapMetropolis(), TARGETS[name](scale=1e6), replicas=1000, steps=20)
+
+
 def test_under_mcmc():
     pyro.set_rng_seed(2)
     target = TARGETS["plate"]()
