@@ -103,6 +103,13 @@ class SwapMetropolis(PermutationKernel):
         self._tables: dict[str, _Table] = {}
         self._rate = 0.5
 
+    def cleanup(self) -> None:
+        """Forget the chain and what was learned on it."""
+        super().cleanup()
+        self._proposals.clear()
+        self._tables.clear()
+        self._rate = 0.5
+
     def prepare(self, focus: Focus) -> None:
         """Set up the proposal; compare the hook with the model."""
         hook = self._hook(focus.chain.joint)
