@@ -373,7 +373,7 @@ def distinct_candidates(
     for _ in range(1, count):
         value = {}
         for name, site in sites.items():
-            scores = -sum(candidate[name] for candidate in found)
+            scores = -torch.stack([candidate[name] for candidate in found]).sum(0)
             if site.allowed is not None:
                 scores = scores.masked_fill(~site.allowed.reshape(scores.shape), -torch.inf)
             value[name] = matching(scores)
