@@ -1,5 +1,7 @@
 """Exact posteriors against brute force and TraceEnum_ELBO, and the permutations drawn through an index."""
 
+import functools
+import itertools
 import math
 
 import matching_model
