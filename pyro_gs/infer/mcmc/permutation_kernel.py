@@ -109,10 +109,6 @@ class PermutationKernel(MCMCKernel):
         kind = type(self).__name__
         joint.refuse_others(kind, f"write HMCGibbs(NUTS(model), moves={kind}()) to move the others by NUTS")
 
-    def _refuse_others(self, joint: LogJoint | PotentialJoint) -> None:
-        kind = type(self).__name__
-        joint.refuse_others(kind, f"write HMCGibbs(NUTS(model), moves={kind}()) to move the others by NUTS")
-
     def _joint(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> LogJoint | PotentialJoint:
         kind = type(self).__name__
         if self.model is not None:
