@@ -33,7 +33,9 @@ import pyro_gs as pgs
 from pyro_gs import plotting
 
 parser = argparse.ArgumentParser(description="exact, MCMC and variational inference of one permutation")
-parser.add_argument("--full", action="store_true", help="more steps, samples and time")
+size = parser.add_mutually_exclusive_group()
+size.add_argument("--full", action="store_true", help="more steps, samples and time")
+size.add_argument("--quick", action="store_true", help="next to none of them: does it run?")
 parser.add_argument("--out", type=Path, default=Path("results/first_permutation"), help="folder for the pictures")
 args = parser.parse_args()
 args.out.mkdir(parents=True, exist_ok=True)
@@ -41,9 +43,10 @@ torch.set_num_threads(1)
 torch.set_default_dtype(torch.float64)
 pyro.set_rng_seed(0)
 
-STEPS = 3000 if args.full else 600
-SAMPLES = 5000 if args.full else 1000
-BUDGET = 20.0 if args.full else 4.0
+STEPS = 3000 if args.full else 20 if args.quick else 600
+SAMPLES = 5000 if args.full else 20 if args.quick else 1000
+WARMUP = 20 if args.quick else 200
+BUDGET = 20.0 if args.full else 0.5 if args.quick else 4.0
 
 
 def save(name: str, figure: Figure) -> None:
@@ -198,9 +201,9 @@ def model_with_noise(before: Tensor, after: Tensor) -> None:
     pyro.sample("after", dist.Normal(P @ before, scale[..., None, None]).to_event(2), obs=after)
 
 
-gibbs = MCMC(pgs.HMCGibbs(NUTS(model_with_noise)), num_samples=SAMPLES, warmup_steps=200, disable_progbar=True)
+gibbs = MCMC(pgs.HMCGibbs(NUTS(model_with_noise)), num_samples=SAMPLES, warmup_steps=WARMUP, disable_progbar=True)
 gibbs.run(before, after)
-summed = MCMC(NUTS(pgs.indexed(model_with_noise)), num_samples=SAMPLES, warmup_steps=200, disable_progbar=True)
+summed = MCMC(NUTS(pgs.indexed(model_with_noise)), num_samples=SAMPLES, warmup_steps=WARMUP, disable_progbar=True)
 summed.run(before, after)
 
 figure, ax = plt.subplots(figsize=(5, 3), layout="constrained")
@@ -241,7 +244,7 @@ def many(before: Tensor, after: Tensor) -> None:
         pyro.sample("after", dist.Normal(P @ before, noise).to_event(2), obs=after)
 
 
-chain = MCMC(pgs.SwapMetropolis(many, adapt=True), num_samples=SAMPLES // 2, warmup_steps=200, disable_progbar=True)
+chain = MCMC(pgs.SwapMetropolis(many, adapt=True), num_samples=SAMPLES // 2, warmup_steps=WARMUP, disable_progbar=True)
 chain.run(before, after)
 pyro.clear_param_store()
 guide = pgs.AutoGumbelSinkhorn(many, temperature=temperature)
