@@ -44,9 +44,9 @@ class IndexMessenger(Messenger):
                 f"site '{name}' holds several permutations as one event (to_event), which have no single index; draw them "
                 "in a plate, with pyro.plate('items', k): ..."
             )
-        support = law.enumerate_support(expand=False).reshape(-1, *law.event_shape)
+        support = law.enumerate_support(expand=False)
         # An index for every item of the batch, also of a batch that is expanded.
-        choice = rewrap(msg["fn"], lambda base: dist.Categorical(logits=_logits(base)))
+        choice = rewrap(msg["fn"], lambda base: dist.Categorical(logits=_logits(base, support)))
         # What handlers have noted of the matrix they note of the index anew.
         given = {key: value for key, value in msg["infer"].items() if not key.startswith("_")}
         infer: Any = {"enumerate": "parallel", **given, INDEX_OF: name}
@@ -56,7 +56,9 @@ class IndexMessenger(Messenger):
         # enumerated sites on which its law depends.
         plates = {-frame.dim: frame.size for frame in msg["cond_indep_stack"] if frame.vectorized}
         sizes = [plates.get(dim, 1) for dim in range(max(plates, default=0), 0, -1)]
-        value = support[index].expand(*torch.broadcast_shapes(index.shape, sizes), *law.event_shape)
+        value = support.reshape(-1, *law.event_shape)[index].expand(
+            *torch.broadcast_shapes(index.shape, sizes), *law.event_shape
+        )
         msg["fn"] = dist.Delta(value, event_dim=2).mask(False)
         msg["value"] = value
         msg["is_observed"] = True
@@ -106,9 +108,9 @@ def _has_event_items(fn: Any) -> bool:
     return False
 
 
-def _logits(law: PermutationLaw) -> torch.Tensor:
-    """Log-probabilities of the listed permutations, batch_shape + (K,)."""
-    log_p: torch.Tensor = law.log_prob(law.enumerate_support(expand=False))
+def _logits(law: PermutationLaw, support: torch.Tensor) -> torch.Tensor:
+    """Log-probabilities of the listed permutations (K, ..., n, n), batch_shape + (K,)."""
+    log_p = law.log_prob(support)
     return log_p.expand(log_p.shape[:1] + law.batch_shape).movedim(0, -1)
 
 

@@ -1,5 +1,7 @@
 """Exact posteriors against brute force and TraceEnum_ELBO, and the permutations drawn through an index."""
 
+import functools
+import itertools
 import math
 
 import matching_model
@@ -14,6 +16,8 @@ from pyro.infer.autoguide import AutoNormal
 from pyro.optim import Adam
 
 import pyro_gs as pgs
+
+pytestmark = pytest.mark.usefixtures("float64_only")
 
 POINTS = tuple(value.double() for value in matching_model.noisy_points(4, 0.7, 0))
 
@@ -187,6 +191,18 @@ def coupled(x, y, keepdim=True):
         P = pyro.sample("P", pgs.UniformPermutation(3))
     mean = (P @ x).sum(-3, keepdim=keepdim)
     pyro.sample("y", dist.Normal(mean, 0.8).to_event(2), obs=y)
+
+
+def test_items_that_depend_on_each_other():
+    x, y = PLATE[0], PLATE[1][0]
+    pairs = [torch.stack(pair) for pair in itertools.product(all_matrices(3), repeat=2)]
+    evidence, weights = brute_force(coupled, (x, y), {"P": pairs})
+    with pytest.warns(pgs.VectorizationWarning):  # candidates lie to the left of the plate's dimension, which must stay
+        alone = pgs.enumerate_posterior(functools.partial(coupled, keepdim=False), x, y)
+    for found in (alone, pgs.enumerate_posterior(coupled, x, y)):
+        assert float(found.log_evidence) == pytest.approx(float(evidence))
+        assert torch.allclose(found.log_probs.exp(), weights)
+        assert torch.allclose(found.marginals["P"], torch.einsum("k,kbij->bij", weights, torch.stack(pairs)))
 
 
 BLOCKS = torch.block_diag(torch.ones(1, 1), torch.ones(2, 2)) == 1

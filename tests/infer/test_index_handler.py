@@ -15,6 +15,8 @@ from pyro.infer.mcmc.util import initialize_model
 
 import pyro_gs as pgs
 
+pytestmark = pytest.mark.usefixtures("float64_only")
+
 X = torch.randn(3, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 Y = torch.randn(4, 3, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 ALLOWED = torch.ones(4, 3, 3) == 1
