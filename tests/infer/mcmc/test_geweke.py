@@ -74,27 +74,6 @@ MODELS = {
 }
 
 
-class FixedGuide:
-    """Logits that depend on nothing, -inf where a model forbids a pair."""
-
-    logits_of = None
-
-    def logits(self, name, *args, **kwargs):
-        return self.logits_of[name]
-
-    def hard_sample(self, shape, *args, **kwargs):
-        return {name: pgs.GumbelMatching(logits).sample(shape) for name, logits in self.logits_of.items()}
-
-    def fit(self, sites):
-        """Take logits of the sites' shapes."""
-        self.logits_of = {}
-        for name, site in sites.items():
-            logits = torch.arange(float(site.num_items * site.n**2)).sin().reshape(-1, site.n, site.n)
-            if site.allowed is not None:
-                logits = logits.masked_fill(~site.allowed, -torch.inf)
-            self.logits_of[name] = logits.reshape(*site.item_shape, site.n, site.n)
-
-
 KERNELS = {
     "SwapMetropolis": lambda: pgs.SwapMetropolis(),
     "SwapMetropolis, adapted": lambda: pgs.SwapMetropolis(adapt=True),
@@ -102,8 +81,6 @@ KERNELS = {
     "LocallyBalanced": lambda: pgs.LocallyBalanced(num_steps=2),
     "LocallyBalanced, gradient": lambda: pgs.LocallyBalanced(score="gradient", balance="barker", num_steps=2),
     "BlockGibbs": lambda: pgs.BlockGibbs(block_size=2),
-    "GuideProposal, gibbs": lambda: pgs.GuideProposal(guide=FixedGuide(), law="gibbs", num_steps=2),
-    "GuideProposal, sequential": lambda: pgs.GuideProposal(guide=FixedGuide(), law="sequential", num_steps=2),
     "MoveSequence": lambda: pgs.MoveSequence([pgs.LocallyBalanced(), pgs.SwapMetropolis(num_steps=1)]),
     "GuideProposal": lambda: pgs.GuideProposal(guide=Guide(), num_steps=2),
     "GuideProposal, sequential": lambda: pgs.GuideProposal(guide=Guide(), law="sequential", num_steps=2),
@@ -195,8 +172,6 @@ def check(kernel, model, *, replicas=1000, rounds=6, refresh=None):
         return {name: sites[name].to_items(value) for name, value in values.items()}
 
     chain = Chain(simulator.joint, to_index(simulator.simulate()))
-    if isinstance(getattr(kernel, "guide", None), FixedGuide):
-        kernel.guide.fit(sites)
     warmup = 15 if getattr(kernel, "_adapt", False) else 0
     kernel.bind(chain, warmup)
     for _ in range(warmup):
