@@ -127,6 +127,7 @@ class ParallelTempering(PermutationKernel):
         """All replicas: that of power b, the highest first, and chain c at place ``b * chains + c``."""
         self._known = dict(chain.index)
         self._kernel.bind(self.ladder, warmup_steps)
+        self._moved = self._kernel.moved_sites
         self._history = []
         self._round, self._left = _FIRST_ROUND, 2 * _FIRST_ROUND
         self._forget_swaps()

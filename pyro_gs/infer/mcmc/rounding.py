@@ -39,6 +39,13 @@ class RoundedPosterior:
     effective_sample_size: float
 
 
+class _Rest(LogJoint):
+    """The log joint density without the permutations' priors, which the rounded draws have from the relaxed ones."""
+
+    def _counts(self, name: str, node: Any) -> bool:
+        return name not in self.sites
+
+
 @torch.no_grad()
 def round_samples(model: Callable[..., Any], samples: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> RoundedPosterior:
     r"""Round draws of a relaxed model to permutations, weighted to the posterior of the plain one.
@@ -73,7 +80,7 @@ def round_samples(model: Callable[..., Any], samples: Mapping[str, Tensor], *arg
         >>> round_samples(model, {"P": R}).permutations["P"].shape
         torch.Size([100, 2, 2])
     """
-    joint = LogJoint(model, args, kwargs, normalized=False)
+    joint = _Rest(model, args, kwargs)
     names = [*joint.sites, *joint.others]
     missing = [name for name in names if name not in samples]
     if missing:
@@ -91,7 +98,7 @@ def round_samples(model: Callable[..., Any], samples: Mapping[str, Tensor], *arg
         relaxed[name] = samples[name]
     hard = {name: matching(log_of(value)).to(value.dtype) for name, value in relaxed.items()}
     others = {name: samples[name] for name in joint.others}
-    log_weights = _log_likelihood(joint, hard, others) - _log_likelihood(joint, relaxed, others)
+    log_weights = _log_rest(joint, hard, others) - _log_rest(joint, relaxed, others)
     total = torch.logsumexp(log_weights, 0)
     if not bool(total.isfinite()):
         raise ValueError(f"none of the {len(log_weights)} draws has positive density at its rounded permutations")
@@ -107,8 +114,8 @@ def round_samples(model: Callable[..., Any], samples: Mapping[str, Tensor], *arg
     return RoundedPosterior(hard, log_probs, marginals, others, size)
 
 
-def _log_likelihood(joint: LogJoint, values: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> Tensor:
-    """Log likelihoods of draws, float64 (S,)."""
+def _log_rest(joint: LogJoint, values: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> Tensor:
+    """Log densities of all sites but the permutations, float64 (S,)."""
     count = len(next(iter(values.values())))
     # Other sites have a value of their own in every draw, so the draws cannot share a run of the model.
     step = 1 if others else max(1, _CHUNK // max(1, sum(value[0].numel() for value in values.values())))
@@ -117,5 +124,5 @@ def _log_likelihood(joint: LogJoint, values: Mapping[str, Tensor], others: Mappi
         stop = min(start + step, count)
         part = {name: value[start:stop] for name, value in values.items()}
         rest = {name: value[start] for name, value in others.items()}
-        parts.append(joint.evaluate(part, rest, stop - start).total[1])
+        parts.append(joint.evaluate(part, rest, stop - start).total.sum(0))
     return torch.cat(parts)

@@ -58,8 +58,8 @@ def test_counts_by_kernel():
     for _ in range(40):
         params = kernel.sample(params)
     first, second, third = kernel.kernels
-    assert first.num_proposed == 30 * 2
-    assert second.num_proposed == 30 * 5
+    assert 30 * 2 <= first.num_proposed <= 30 * 3  # at random one more a step
+    assert 30 * 5 <= second.num_proposed <= 30 * 6
     assert kernel.num_proposed == first.num_proposed + second.num_proposed + third.num_proposed
     assert kernel.num_accepted == first.num_accepted + second.num_accepted + third.num_accepted
 

@@ -27,6 +27,25 @@ def test_weights_turn_the_prior_into_the_posterior():
     assert torch.allclose(pgs.summary(rounded)["P"].marginals, rounded.marginals["P"])
 
 
+def with_latent(x, y):
+    P = pyro.sample("P", pgs.UniformPermutation(3))
+    z = pyro.sample("z", dist.Normal(P @ x, 1.0).to_event(2))
+    pyro.sample("y", dist.Normal(z, 1.0).to_event(2), obs=y)
+
+
+def test_other_sites_that_depend_on_the_permutation_count():
+    pyro.set_rng_seed(2)
+    x, y = POINTS
+    draws = pgs.GumbelSinkhorn(0.5, torch.zeros(3, 3)).sample((20_000,))
+    z = dist.Normal(draws @ x, 1.0).sample()
+    chosen = torch.multinomial(dist.Normal(z, 1.0).log_prob(y).sum((-2, -1)).softmax(0), 2000, replacement=True)
+    rounded = pgs.round_samples(with_latent, {"P": draws[chosen], "z": z[chosen]}, x, y)
+    _, marginals, _, _ = matching_model.exact(x, y, 2**0.5)
+    # five standard errors; resampling leaves most draws distinct
+    assert rounded.effective_sample_size > 300
+    assert (rounded.marginals["P"] - marginals).abs().max() < 5 * 0.5 / (rounded.effective_sample_size / 2) ** 0.5
+
+
 def with_shift(x, y):
     shift = pyro.sample("shift", dist.Normal(0.0, 1.0))
     P = pyro.sample("P", pgs.UniformPermutation(3))
