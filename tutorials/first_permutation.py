@@ -249,7 +249,7 @@ chain = MCMC(pgs.SwapMetropolis(many, adapt=True), num_samples=SAMPLES // 2, war
 chain.run(before, after)
 pyro.clear_param_store()
 guide = pgs.AutoGumbelSinkhorn(many, temperature=1.0)
-svi = SVI(pgs.relax(many, temperature=1.0), guide, ClippedAdam({"lr": 0.1, "lrd": 0.05 ** (1 / STEPS)}), Trace_ELBO())
+svi = SVI(pgs.relax(many, temperature=1.0), guide, ClippedAdam({"lr": 0.3, "lrd": 0.02 ** (1 / STEPS)}), Trace_ELBO())
 for _ in range(STEPS):
     svi.step(before, after)
 
