@@ -39,6 +39,12 @@ bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/promise.py
 	$(BIN)/python benchmarks/permanent.py
 	$(BIN)/python benchmarks/matching_law.py
+	PYTHONPATH=. $(BIN)/python benchmarks/mcmc.py
+	$(BIN)/python benchmarks/matching_posterior.py
+	$(BIN)/python benchmarks/informed.py
+	$(BIN)/python benchmarks/guide_proposal.py
+	$(BIN)/python benchmarks/objectives.py
+	$(BIN)/python benchmarks/temperature_check.py
 
 clean:
 	rm -rf $(VENV) results .pytest_cache .mypy_cache .ruff_cache

@@ -364,7 +364,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         targets = [points(10, 0.1), points(10, 0.5), points(30, 0.1), points(30, 0.5), worms(True), worms(False)]
         rows += measure_proposals(targets, args.seconds, args.rounds)
     if "ess" in args.parts:
-        rows += measure_ess([points(30, 0.3), graph(12, 4.0), worms(True)], 5 * args.seconds, args.rounds)
+        rows += measure_ess([points(30, 0.3), points(12, 0.8), graph(12, 4.0)], 3 * args.seconds, args.rounds)
     if "steps" in args.parts:
         rows += measure_steps(20)
     args.out.parent.mkdir(parents=True, exist_ok=True)
