@@ -41,6 +41,9 @@ Marginals = dict[str, Tensor]
 STEP_SIZES = (0.3, 0.005)
 """Adam's step size at the beginning and the end of a fit, geometric in between."""
 
+FIRST_TEMPERATURE = 1.0
+"""Where annealing begins."""
+
 PARTICLES = 4
 """Draws in a step of a fit."""
 
@@ -196,11 +199,14 @@ class Variational:
         guide: makes the guide of a model and a temperature.
         relaxed: whether it is fitted to the relaxed model.
         bound: what the ELBO bounds.
+        annealed: whether guide and prior begin at :data:`FIRST_TEMPERATURE` where the task's is lower, and reach it half
+            way; low temperatures have more local optima.
     """
 
     guide: Callable[[Callable[..., Any], float], Any]
     relaxed: bool
     bound: str
+    annealed: bool = False
 
     def __call__(self, name: str, task: Task) -> MethodResult:
         """Fit within the budget."""
@@ -223,7 +229,9 @@ class Variational:
         """Fit until the clock's time is over; returns the guide of the permutations and the SVI object."""
         joint = task.joint
         sites = list(joint.sites)
-        model = relax(task.model, temperature=task.temperature) if self.relaxed else task.model
+        schedule = self._schedule(task.temperature)
+        current = [schedule(0.0)]
+        model = relax(task.model, temperature=lambda: current[0]) if self.relaxed else task.model
         if joint.others:
             part = self.guide(poutine.block(task.model, expose=sites), task.temperature)
             guide: Any = AutoGuideList(model)
@@ -240,10 +248,21 @@ class Variational:
             for inner in optimizer.optim_objs.values():
                 for group in inner.param_groups:
                     group["lr"] = options["lr"]
+            if self.annealed:
+                part.temperature = current[0] = schedule(clock.fraction)
             svi.step(*task.args, **task.kwargs)
             if due:
                 history.append((clock.seconds, _of_guide(part, SNAPSHOT_DRAWS)[0]))
+        if self.annealed:  # of the last step, which the clock may have cut off before the end
+            part.temperature = current[0] = task.temperature
         return part, svi
+
+    def _schedule(self, temperature: float) -> Callable[[float], float]:
+        """Temperature at a share of the time, 0 to 1."""
+        if not self.annealed or temperature >= FIRST_TEMPERATURE:
+            return lambda share: temperature
+        ratio = temperature / FIRST_TEMPERATURE
+        return lambda share: FIRST_TEMPERATURE * ratio ** min(1.0, 2 * share)
 
 
 def _of_guide(guide: Any, count: int) -> tuple[Marginals, dict[str, Tensor]]:
@@ -341,14 +360,14 @@ def _gumbel_sinkhorn(model: Callable[..., Any], temperature: float, **options: A
 
 _RELAXED = "lower bound for the relaxed model"
 _HARD = "lower bound under the prior M(X_0 + eps)"
-GUMBEL_SINKHORN = Variational(_gumbel_sinkhorn, True, _RELAXED)
-STRAIGHT_THROUGH = Variational(functools.partial(_gumbel_sinkhorn, objective="tightened_kl", hard=True), True, _HARD)
+GUMBEL_SINKHORN = Variational(_gumbel_sinkhorn, True, _RELAXED, True)
+STRAIGHT_THROUGH = Variational(functools.partial(_gumbel_sinkhorn, objective="tightened_kl", hard=True), True, _HARD, True)
 
 RUNNERS: dict[str, Runner] = {
     "exact": run_exact,
     "gumbel-sinkhorn": GUMBEL_SINKHORN,
     "gumbel-sinkhorn, tightened KL": Variational(
-        functools.partial(_gumbel_sinkhorn, objective="tightened_kl"), True, _RELAXED
+        functools.partial(_gumbel_sinkhorn, objective="tightened_kl"), True, _RELAXED, True
     ),
     "straight-through": STRAIGHT_THROUGH,
     "gumbel-matching": Variational(
