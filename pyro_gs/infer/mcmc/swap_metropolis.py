@@ -26,6 +26,9 @@ _LONGEST, _LONGEST_HOOK = 64, 512
 _TABLE = 2**13
 """Numbers of the candidates' matrices up to which all exchanges of a state are scored at once in any case."""
 
+_LARGE_TABLE = 2**20
+"""Numbers up to which they are where refusals are many."""
+
 _WIDTH = 2**17
 """Numbers of the candidates' matrices beyond which scoring more of them at once saves no time."""
 
@@ -102,6 +105,7 @@ class SwapMetropolis(PermutationKernel):
         self._proposals: dict[str, UniformSwaps] = {}
         self._tables: dict[str, _Table] = {}
         self._rate = 0.5
+        self._refused = 0
 
     def cleanup(self) -> None:
         """Forget the chain and what was learned on it."""
@@ -109,6 +113,7 @@ class SwapMetropolis(PermutationKernel):
         self._proposals.clear()
         self._tables.clear()
         self._rate = 0.5
+        self._refused = 0
 
     def prepare(self, focus: Focus) -> None:
         """Set up the proposal; compare the hook with the model."""
@@ -148,7 +153,9 @@ class SwapMetropolis(PermutationKernel):
         if not made:
             return 0, 0
         longest = proposal.longest(focus.independent)
-        if longest * width <= _TABLE or longest * self._rate < 2:
+        small = longest * width <= _TABLE
+        # A large table pays where it serves for many refusals, and only if it can be scored in one go.
+        if small or (longest * width <= _LARGE_TABLE and longest * self._likely_rate < 2):
             return made, self._by_table(focus, proposal, remaining, hook)
         return made, self._ahead_of_time(focus, proposal, remaining, hook)
 
@@ -207,6 +214,7 @@ class SwapMetropolis(PermutationKernel):
                     found.take(focus, first, units)
                     accepted += moves
                 self._rate = 0.95 * self._rate + 0.05 * float(taken.sum()) / float(due.sum())
+                self._refused = 0 if moves else self._refused + int(due.sum())
             remaining = remaining - used
             longest = int(remaining.max())
         return accepted
@@ -215,7 +223,12 @@ class SwapMetropolis(PermutationKernel):
         """How many proposals to score at once: about as many as are refused in a row. It does not change the chain's law."""
         width = focus.site.num_items * focus.site.n**2
         most = _LONGEST_HOOK if hooked else max(1, min(_LONGEST, _WIDTH // width))
-        return max(1, min(most, int(1.5 / max(self._rate, 1e-3))))
+        return max(1, min(most, int(1.5 / self._likely_rate)))
+
+    @property
+    def _likely_rate(self) -> float:
+        """Acceptance rate as seen lately; a run of refusals says no more than that it is below one over their number."""
+        return max(self._rate, 1 / (1 + self._refused))
 
 
 @dataclasses.dataclass
