@@ -155,7 +155,7 @@ class SwapMetropolis(PermutationKernel):
         longest = proposal.longest(focus.independent)
         small = longest * width <= _TABLE
         # A large table pays where it serves for many refusals, and only if it can be scored in one go.
-        if small or (longest * width <= _LARGE_TABLE and longest * self._likely_rate < 2):
+        if small or (longest * width <= _LARGE_TABLE and longest * self._likely_rate < 0.5):
             return made, self._by_table(focus, proposal, remaining, hook)
         return made, self._ahead_of_time(focus, proposal, remaining, hook)
 
@@ -184,6 +184,7 @@ class SwapMetropolis(PermutationKernel):
             ends = table.ends
             chosen = np.minimum((ends < uniform[1] * ends[-1]).sum(0), len(ends) - 1)
             accepted += count
+            self._refused = 0
             table.found.take(focus, torch.from_numpy(chosen), torch.from_numpy(moves))
 
     def _tabulate(self, focus: Focus, proposal: UniformSwaps, hook: SwapDelta | None) -> _Table:
