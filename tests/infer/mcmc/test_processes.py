@@ -163,7 +163,8 @@ def test_a_potential_function_in_a_process(monkeypatch):
 @pytest.mark.parametrize(
     ("name", "texts"), [("SwapMetropolis", ["acc. prob"]), ("HMCGibbs", ["step size", "moves acc. prob"])]
 )
-def test_the_progress_bar(name, texts, capsys):
+def test_the_progress_bar(name, texts, capsys, monkeypatch):
+    monkeypatch.delenv("CI", raising=False)  # in which Pyro draws none
     mcmc = MCMC(KERNELS[name](), 20, 10)
     mcmc.run(DATA)
     shown = capsys.readouterr().err
