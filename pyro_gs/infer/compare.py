@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyro
 import torch
+from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -250,7 +251,7 @@ def _runner(method: Any) -> tuple[str, Runner]:
         name, what = type(method).__name__, method
     if isinstance(what, PermutationKernel):
         return name, Chain(lambda: what)
-    if callable(what):
+    if callable(what) and not isinstance(what, (type, MCMCKernel)):
         return name, what
     raise TypeError(
         f"methods must hold names, kernels without a model, or pairs of a name and one of them, but has {method!r}; for "

@@ -149,6 +149,7 @@ class LogJoint:
             raise TypeError(f"model must be callable, but is {type(model).__name__}")
         self._model, self._args, self._kwargs = model, args, dict(kwargs or {})
         self._normalized = normalized
+        self._shapes: dict[str, torch.Size] = {}  # of every term of the latest run, candidates first
         self._prototype()
         self.vectorize = self._broadcasts() if vectorize is None else vectorize
 
@@ -223,6 +224,7 @@ class LogJoint:
         draws = distinct_candidates(self.sites, self.start, count)
         others = {name: node["value"] for name, node in self.others.items()}
         alone = torch.cat([self._run(draw, others, None, None).total for draw in draws], 1)
+        shapes = {name: shape[1:] for name, shape in self._shapes.items()}
         reason = ""
         try:
             joined = self._run(
@@ -231,9 +233,9 @@ class LogJoint:
         except Exception as error:
             reason = f" ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
         else:
-            if joined.total.shape == alone.shape and torch.allclose(
-                joined.total, alone, rtol=1e-4, atol=1e-4, equal_nan=True
-            ):
+            # Values may agree by chance, as where all are -inf; candidates in a plate's dimension show in the shapes.
+            placed = {name: shape[1:] for name, shape in self._shapes.items()} == shapes
+            if placed and torch.allclose(joined.total, alone, rtol=1e-4, atol=1e-4, equal_nan=True):
                 return True
         warnings.warn(
             "the model does not broadcast over candidate permutations, so they are scored one after the other, which is "
@@ -365,6 +367,7 @@ class LogJoint:
             _check_finite(key, log_p)
             part = 0 if key in data else 1
             log_p = log_p.reshape((1,) * (self.nesting + 1 - log_p.dim()) + log_p.shape)
+            self._shapes[key] = log_p.shape
             if focus is not None and focus.plates <= {frame.name for frame in node["cond_indep_stack"]}:
                 first = log_p.dim() - len(items)
                 inner = [dim for dim in range(1, log_p.dim()) if dim < first or items[dim - first] == 1]

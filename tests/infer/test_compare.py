@@ -139,6 +139,7 @@ def test_distances():
         ({"budget": 0}, ValueError, "budget must be a positive and finite number of seconds, but is 0"),
         ({"methods": ["swap"]}, ValueError, "methods has 'swap', but the names are 'exact', 'gumbel-sinkhorn'"),
         ({"methods": ["swaps", "swaps"]}, ValueError, "methods has 'swaps' twice"),
+        ({"methods": [pgs.SwapMetropolis]}, TypeError, "methods must hold names, kernels without a model"),
         ({"methods": [3]}, TypeError, "methods must hold names, kernels without a model.*but has 3"),
         ({"temperature": -1.0}, ValueError, "temperature"),
         ({"snapshots": 0}, ValueError, "snapshots"),

@@ -198,3 +198,17 @@ def test_potential_functions_are_checked():
         PotentialJoint(potential, {"P": torch.eye(3).flip(0)}, torch.eye(3) == 1)
     with pytest.raises(ValueError, match="allowed"):
         PotentialJoint(potential, {"P": torch.eye(3)}, torch.tensor([[True, False, False]] * 3))
+
+
+def test_candidates_in_the_dimension_of_a_plate_are_noticed():
+    """All values are -inf at the permutations that are tried, so that only the shape tells."""
+
+    def model():
+        with pyro.plate("items", 2):
+            P = pyro.sample("P", pgs.UniformPermutation(3))
+        same = (P[..., 0, :, :] * P[..., 1, :, :]).sum((-1, -2)) > 0.5
+        pyro.factor("f", torch.where(same, -torch.inf, 0.0))
+
+    with pyro.validation_enabled(False), pytest.warns(VectorizationWarning):
+        posterior = pgs.enumerate_posterior(model)
+    assert int((posterior.log_probs > -torch.inf).sum()) == 12  # pairs without a common entry

@@ -130,7 +130,7 @@ def test_a_wrong_hook_is_found_out():
     with pytest.raises(ValueError, match=r"swap_delta gives 1 for the exchange of rows \[0, 1\] in item 0 of site 'P', but"):
         kernel.setup(0, *target.args)
     kernel = pgs.SwapMetropolis(target.model, swap_delta=lambda swaps: torch.ones(2, 2))
-    with pytest.raises(ValueError, match=r"swap_delta must return a tensor of shape \(1,\), but returned \(2, 2\)"):
+    with pytest.raises(ValueError, match=r"swap_delta must return a tensor of shape \(6,\), but returned \(2, 2\)"):
         kernel.setup(0, *target.args)
     kernel = pgs.SwapMetropolis(target.model, swap_delta=lambda swaps: torch.full((len(swaps.rows),), torch.nan))
     with pytest.raises(ValueError, match="swap_delta returned NaN"):
@@ -349,3 +349,17 @@ def test_starts_without_density():
         for _ in range(20):
             params = kernel.sample(params)
             assert params["P"][0, 0] == 1
+
+
+def test_a_hook_may_say_that_an_exchange_has_no_density():
+    def model():
+        P = pyro.sample("P", pgs.UniformPermutation(3))
+        pyro.factor("f", torch.where(P[..., 0, 0] == 1, 0.0, -torch.inf))
+
+    def hook(swaps):
+        return torch.where((swaps.rows == 0).any(-1), -torch.inf, 0.0)
+
+    with pyro.validation_enabled(False):
+        mcmc = MCMC(pgs.SwapMetropolis(model, swap_delta=hook), 20, 5, disable_progbar=True)
+        mcmc.run()
+    assert (mcmc.get_samples()["P"][:, 0, 0] == 1).all()
