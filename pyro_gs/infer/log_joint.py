@@ -160,6 +160,7 @@ class LogJoint:
         self.sites: dict[str, PermutationSite] = {}
         self.others: dict[str, Any] = {}
         self.start: dict[str, Tensor] = {}
+        self.masked: list[str] = []  # permutation sites under poutine.mask
         depth = 0
         for name, node in trace.nodes.items():
             if node["type"] != "sample":
@@ -181,6 +182,8 @@ class LogJoint:
             if isinstance(support, constraints.Permutation):
                 self.start[name] = value
                 self.sites[name] = _read_site(name, fn, value, frames)
+                if node["mask"] is not None:
+                    self.masked.append(name)
             else:
                 self.others[name] = node
         self.nesting = depth

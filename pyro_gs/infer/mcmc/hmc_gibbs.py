@@ -105,6 +105,11 @@ class HMCGibbs(MCMCKernel):
                 f"the model has permutations only, so there is nothing for {type(self.inner_kernel).__name__} to do; write "
                 f"MCMC({kind}(model), ...)"
             )
+        if joint.masked:
+            raise ValueError(
+                f"the priors of {name_sites(joint.masked)} stand under poutine.mask, which HMC would leave out and "
+                "the moves would not; take the mask away from them"
+            )
         discrete = [name for name, node in joint.others.items() if unwrap(node["fn"]).support.is_discrete]
         if discrete:
             raise ValueError(

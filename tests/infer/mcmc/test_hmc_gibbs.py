@@ -472,3 +472,13 @@ def test_finds_permutations_of_positive_density():
         kernel.initial_params = {"mu": torch.tensor(0.0)}
         kernel.setup(0)
         assert float(kernel.initial_params["P"][0, 0]) == 0
+
+
+def test_a_masked_prior_is_refused():
+    def model():
+        pyro.sample("mu", dist.Normal(0.0, 1.0))
+        with pyro.poutine.mask(mask=False):
+            pyro.sample("P", pgs.UniformPermutation(3))
+
+    with pytest.raises(ValueError, match="the priors of 'P' stand under poutine.mask"):
+        MCMC(pgs.HMCGibbs(NUTS(model)), 5, 5, disable_progbar=True).run()
