@@ -28,19 +28,28 @@ def _check_positive(name: str, value: float) -> None:
 
 @dataclass(frozen=True, eq=False)
 class Worms:
-    """Recordings of J worms, each in its own unknown order of the same n neurons.
+    """Recordings of J worms, each in its own unknown order of the same n neurons, or of some of them.
 
     Row ``m`` of a worm is the m-th neuron as observed, column ``i`` the i-th name (the identity) of the
-    connectome.
+    connectome. A worm that shows fewer neurons is filled up: its last rows are not observed, their traces are
+    zero, and they take the identities that this worm does not show. So every ``P`` is square, and a partial
+    matching is its first rows.
 
     Attributes:
-        traces: Shape (J, T + 1, n), float64: activity by worm, time step and observed neuron.
+        traces: Shape (J, T + 1, n), float64: activity by worm, time step and observed neuron. Zero after the end of a
+            recording that is shorter than the others.
         allowed: Shape (J, n, n), bool: ``allowed[j, m, i]`` where observed neuron m may be identity i.
         known: Shape (J, n), bool: the observed neurons whose identity is given; they have one candidate.
         truth: Shape (J, n), long: the identity of each observed neuron, or None where nobody knows.
         sigma: Standard deviation of the noise, in the units of the traces.
         weight_scale: Standard deviation of the prior of each weight of the network.
         weights: Shape (n, n), float64: the weights behind a simulation, or None.
+        observed: Shape (J, n), bool: which rows are neurons that were seen; all of them by default. In each worm they
+            come first.
+        logits: Shape (J, n, n), float64, finite: what speaks for each candidate beside the activity, such as its
+            place and colour: the prior of ``P`` is proportional to ``exp <logits, P>`` on the allowed permutations.
+            Zero by default, and at rows that are not observed.
+        lengths: Shape (J,), long: number T of transitions in each recording; by default that of the traces.
     """
 
     traces: Tensor
@@ -50,18 +59,31 @@ class Worms:
     sigma: float
     weight_scale: float
     weights: Tensor | None = None
+    observed: Tensor = None  # type: ignore[assignment]  # filled in below, as are the next two
+    logits: Tensor = None  # type: ignore[assignment]
+    lengths: Tensor = None  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
-        """Check that the fields are usable and fit one another."""
+        """Fill in what was left out, and check that the fields are usable and fit one another."""
         if self.traces.dim() != 3 or self.traces.dtype != torch.float64 or self.traces.shape[1] < 2:
             raise ValueError(
                 f"traces has shape {tuple(self.traces.shape)} and dtype {self.traces.dtype}, expected "
                 "float64 of shape (worms, time steps, neurons) with at least 2 time steps"
             )
-        worms, _, n = self.traces.shape
+        worms, times, n = self.traces.shape
+        for field, default in (
+            ("observed", lambda: torch.ones(worms, n, dtype=torch.bool)),
+            ("logits", lambda: torch.zeros(worms, n, n, dtype=torch.float64)),
+            ("lengths", lambda: torch.full((worms,), times - 1)),
+        ):
+            if getattr(self, field) is None:
+                object.__setattr__(self, field, default().to(self.traces.device))
         fields = [
             ("allowed", self.allowed, (worms, n, n), torch.bool),
             ("known", self.known, (worms, n), torch.bool),
+            ("observed", self.observed, (worms, n), torch.bool),
+            ("logits", self.logits, (worms, n, n), torch.float64),
+            ("lengths", self.lengths, (worms,), torch.long),
         ]
         if self.truth is not None:
             fields.append(("truth", self.truth, (worms, n), torch.long))
@@ -82,7 +104,27 @@ class Worms:
                 f"traces[{worm}, {step}, {neuron}] is {self.traces[worm, step, neuron].item()} (worm {worm}, "
                 f"time step {step}, neuron {neuron}; {len(bad)} such values in all), expected finite numbers"
             )
+        if not bool(self.logits.isfinite().all()):
+            worm, neuron, identity = (~self.logits.isfinite()).nonzero()[0].tolist()
+            value = self.logits[worm, neuron, identity].item()
+            raise ValueError(f"logits[{worm}, {neuron}, {identity}] is {value}, expected finite numbers; allowed forbids")
+        self._check_padding(times - 1)
         self._check_candidates()
+
+    def _check_padding(self, longest: int) -> None:
+        wrong = (self.lengths < 1) | (self.lengths > longest)
+        if wrong.any():
+            worm = int(wrong.nonzero()[0])
+            raise ValueError(f"lengths[{worm}] is {int(self.lengths[worm])}, expected 1 to {longest}")
+        if bool((self.observed.int().diff(dim=1) > 0).any()) or not bool(self.observed.any(1).all()):
+            raise ValueError("observed: expected at least one neuron in each worm, and those that were seen to come first")
+        for worm, (seen, length) in enumerate(zip(self.observed, self.lengths.tolist(), strict=True)):
+            if bool(self.traces[worm, :, ~seen].any()) or bool(self.traces[worm, length + 1 :].any()):
+                raise ValueError(f"traces[{worm}] is not zero where observed and lengths say that nothing was recorded")
+        if bool(self.logits[~self.observed].any()):
+            raise ValueError("logits: expected zero at rows that are not observed")
+        if bool((self.known & ~self.observed).any()):
+            raise ValueError("known: expected False at rows that are not observed")
 
     def _check_candidates(self) -> None:
         candidates = self.allowed.sum(-1)
@@ -115,7 +157,7 @@ class Worms:
 
     @property
     def num_neurons(self) -> int:
-        """Number of neurons n, observed and in the connectome."""
+        """Number of neurons n in the connectome; a worm shows as many or fewer."""
         return self.traces.shape[2]
 
 
