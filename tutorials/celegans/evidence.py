@@ -7,6 +7,10 @@ canonical order and summed over worms,
 
 they are all that the weights see: row ``i`` of ``W``, supported on the parents ``A_i``, is Gaussian with
 precision ``L = I / s^2 + B[A_i, A_i] / sigma^2`` and mean ``L^-1 b``, ``b = C[i, A_i] / sigma^2``.
+
+A worm that does not show all neurons has rows of zeros for those it misses. It then says nothing of the rows of ``W`` that
+drive neurons it does not show, so that row ``i`` has a ``B`` of its own, summed over the worms that show ``i``; what its
+unseen neurons send to the others counts as noise. That last is an approximation: exact would be a Kalman filter.
 """
 
 import math
@@ -18,6 +22,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from tutorials.celegans.worms import Worms
+
 
 @dataclass(frozen=True)
 class Statistics:
@@ -27,20 +33,29 @@ class Statistics:
         gram: ``Y0' Y0``, shape ``(J, n, n)``, where ``Y0`` are the first ``T`` of ``T + 1`` time steps.
         cross: ``Y1' Y0``, shape ``(J, n, n)``, where ``Y1`` are the last ``T`` time steps.
         energy: ``|Y1|^2``, shape ``(J,)``.
-        num_steps: Number ``T`` of transitions in each worm.
+        count: Numbers in ``Y1`` that were recorded, over all worms.
+        observed: Which neurons each worm shows, bool, shape ``(J, n)``, or None where all worms show all.
     """
 
     gram: Tensor
     cross: Tensor
     energy: Tensor
-    num_steps: int
+    count: int
+    observed: Tensor | None = None
 
     @classmethod
-    def from_traces(cls, traces: Tensor) -> "Statistics":
+    def from_worms(cls, worms: Worms) -> "Statistics":
+        """Sum up the recordings of worms, of whatever lengths and numbers of neurons."""
+        return cls.from_traces(worms.traces, lengths=worms.lengths, observed=worms.observed)
+
+    @classmethod
+    def from_traces(cls, traces: Tensor, *, lengths: Tensor | None = None, observed: Tensor | None = None) -> "Statistics":
         """Sum up recordings.
 
         Args:
-            traces: shape ``(J, T + 1, n)``, one row a time step.
+            traces: shape ``(J, T + 1, n)``, one row a time step; zero where nothing was recorded.
+            lengths: number of transitions in each worm, long, shape ``(J,)``; None for ``T``.
+            observed: which neurons each worm shows, bool, shape ``(J, n)``; None for all.
 
         Raises:
             ValueError: If ``traces`` is not a floating tensor of three dimensions with at least two time
@@ -52,7 +67,16 @@ class Statistics:
                 "expected a floating tensor (worms, time steps, neurons) with at least 2 time steps"
             )
         before, after = traces[:, :-1], traces[:, 1:]
-        return cls(before.mT @ before, after.mT @ before, after.square().sum((1, 2)), traces.shape[1] - 1)
+        worms, steps, n = before.shape
+        if lengths is None:
+            lengths = torch.full((worms,), steps)
+        if observed is None:
+            observed = torch.ones(worms, n, dtype=torch.bool)
+        last = torch.arange(steps, device=traces.device) >= lengths.unsqueeze(-1)
+        before = before.masked_fill(last.unsqueeze(-1), 0.0)  # a last moment is nobody's past
+        count = int((lengths * observed.sum(1)).sum())
+        energy = after.square().sum((1, 2))
+        return cls(before.mT @ before, after.mT @ before, energy, count, None if bool(observed.all()) else observed)
 
     @property
     def num_worms(self) -> int:
@@ -78,39 +102,60 @@ def log_likelihood(P: Tensor, W: Tensor, statistics: Statistics, sigma: float) -
     Returns:
         Shape ``(...)``.
     """
-    B, C = congruences(P, statistics)
-    quadratic = statistics.energy.sum() - 2 * (W * C).sum((-2, -1)) + (W * (W @ B)).sum((-2, -1))
+    C = congruences(P, statistics)[1]
+    if statistics.observed is None:
+        power = (W * (W @ congruences(P, statistics)[0])).sum((-2, -1))
+    else:
+        W_each = W.unsqueeze(-3)
+        rows = (W_each * (W_each @ worm_congruences(P, statistics)[0])).sum(-1)
+        power = (shown(P, statistics.observed) * rows).sum((-2, -1))
+    quadratic = statistics.energy.sum() - 2 * (W * C).sum((-2, -1)) + power
     return _noise_constant(statistics, sigma) - quadratic / (2 * sigma**2)
 
 
 def _noise_constant(statistics: Statistics, sigma: float) -> float:
-    count = statistics.num_worms * statistics.num_steps * statistics.size
-    return -0.5 * count * math.log(2 * math.pi * sigma**2)
+    return -0.5 * statistics.count * math.log(2 * math.pi * sigma**2)
+
+
+def shown(P: Tensor, observed: Tensor) -> Tensor:
+    """How much of each neuron each worm shows: the columns of ``P`` summed over rows that were observed.
+
+    Args:
+        P: Shape ``(..., J, n, n)``.
+        observed: Shape ``(J, n)``, bool.
+
+    Returns:
+        Shape ``(..., J, n)``; zero or one at permutations.
+    """
+    return (observed.to(P.dtype).unsqueeze(-2) @ P).squeeze(-2)
 
 
 class _Congruences(torch.autograd.Function):
-    """The two sums of `congruences`: ``(S, J, n, n)`` to twice ``(S, n, n)``.
+    """The two sums of `congruences`: ``(S, J, n, n)`` to twice ``(S, n, n)``; the first by worm, ``(S, J, n, n)``, if asked.
 
     The products with the statistics run sample by sample: broadcasting them would copy the statistics.
     """
 
     @staticmethod
-    def forward(ctx: Any, P: Tensor, gram: Tensor, cross: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, P: Tensor, gram: Tensor, cross: Tensor, by_worm: bool) -> tuple[Tensor, Tensor]:
         stacked = P.flatten(1, 2)
-        gram_p = _each(gram, P).flatten(1, 2)
+        gram_p = _each(gram, P)
         cross_p = _each(cross, P).flatten(1, 2)
+        if not by_worm:
+            gram_p = gram_p.flatten(1, 2)
+        ctx.by_worm = by_worm
         ctx.save_for_backward(stacked, gram_p, cross_p, cross)
-        return torch.bmm(stacked.mT, gram_p), torch.bmm(stacked.mT, cross_p)
+        return torch.matmul(P.mT if by_worm else stacked.mT, gram_p), torch.bmm(stacked.mT, cross_p)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dB: Tensor, dC: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, dB: Tensor, dC: Tensor) -> tuple[Tensor, None, None, None]:
         stacked, gram_p, cross_p, cross = ctx.saved_tensors
         shape = (len(stacked), *cross.shape)
-        dP = torch.bmm(gram_p, dB + dB.mT).baddbmm_(cross_p, dC.mT)
+        dP = torch.matmul(gram_p, dB + dB.mT).reshape(stacked.shape).baddbmm_(cross_p, dC.mT)
         dP = dP.reshape(shape)
         dP += _each(cross.mT, torch.bmm(stacked, dC).reshape(shape))
-        return dP, None, None
+        return dP, None, None, None
 
 
 _apply_congruences: Callable[..., tuple[Tensor, Tensor]] = _Congruences.apply
@@ -122,6 +167,15 @@ def _each(matrices: Tensor, samples: Tensor) -> Tensor:
     for source, target in zip(samples, out, strict=True):
         torch.bmm(matrices, source, out=target)
     return out
+
+
+def _check_stack(P: Tensor, statistics: Statistics) -> None:
+    expected = statistics.gram.shape
+    if P.shape[-3:] != expected or P.dtype != statistics.gram.dtype:
+        raise ValueError(
+            f"P has shape {tuple(P.shape)} and dtype {P.dtype}; "
+            f"expected (..., {', '.join(map(str, expected))}) and {statistics.gram.dtype}"
+        )
 
 
 def congruences(P: Tensor, statistics: Statistics) -> tuple[Tensor, Tensor]:
@@ -139,16 +193,19 @@ def congruences(P: Tensor, statistics: Statistics) -> tuple[Tensor, Tensor]:
         ValueError: If the last three dimensions of ``P`` are not those of the statistics, or its dtype
             differs.
     """
-    expected = statistics.gram.shape
-    if P.shape[-3:] != expected or P.dtype != statistics.gram.dtype:
-        raise ValueError(
-            f"P has shape {tuple(P.shape)} and dtype {P.dtype}; "
-            f"expected (..., {', '.join(map(str, expected))}) and {statistics.gram.dtype}"
-        )
+    return _congruences(P, statistics, by_worm=False)
+
+
+def worm_congruences(P: Tensor, statistics: Statistics) -> tuple[Tensor, Tensor]:
+    """As `congruences`, but with the ``P_j' gram_j P_j`` of each worm, ``(..., J, n, n)``, in place of their sum."""
+    return _congruences(P, statistics, by_worm=True)
+
+
+def _congruences(P: Tensor, statistics: Statistics, *, by_worm: bool) -> tuple[Tensor, Tensor]:
+    _check_stack(P, statistics)
     batch = P.shape[:-3]
-    flat = P.reshape(-1, *expected)
-    B, C = _apply_congruences(flat, statistics.gram, statistics.cross)
-    return B.reshape(*batch, *expected[1:]), C.reshape(*batch, *expected[1:])
+    B, C = _apply_congruences(P.reshape(-1, *P.shape[-3:]), statistics.gram, statistics.cross, by_worm)
+    return B.reshape(*batch, *B.shape[1:]), C.reshape(*batch, *C.shape[1:])
 
 
 @dataclass(frozen=True)
@@ -193,22 +250,36 @@ def _bucket(adjacency: Tensor, rows: Sequence[int], noise_precision: float) -> _
     )
 
 
-def _solve(bucket: _Bucket, B: Tensor, C: Tensor, prior_precision: float) -> _Posterior:
-    L = B.flatten(1)[:, bucket.pairs].reshape(len(B), *bucket.pair_scale.shape) * bucket.pair_scale
+def _gathered(bucket: _Bucket, B: Tensor) -> Tensor:
+    """``B[A_i, A_i]`` of each row: ``(..., n, n)`` to ``(..., R, D, D)``."""
+    return B.flatten(-2)[..., bucket.pairs].reshape(*B.shape[:-2], *bucket.pair_scale.shape)
+
+
+def _solve(bucket: _Bucket, B: Tensor, C: Tensor, seen: Tensor | None, prior_precision: float) -> _Posterior:
+    """Posterior of rows; ``B`` is ``(S, n, n)``, or ``(S, J, n, n)`` with ``seen``, ``(S, J, n)``, its weights by row."""
+    if seen is None:
+        L = _gathered(bucket, B) * bucket.pair_scale
+    else:
+        L = torch.zeros_like(bucket.pair_scale).expand(len(B), *bucket.pair_scale.shape).clone()
+        for worm in range(B.shape[1]):
+            L += _gathered(bucket, B[:, worm]) * seen[:, worm, bucket.rows, None, None]
+        L *= bucket.pair_scale
     L.diagonal(dim1=-2, dim2=-1).add_(prior_precision)
     linear = C.flatten(1)[:, bucket.entries].reshape(len(C), *bucket.entry_scale.shape) * bucket.entry_scale
     return _Posterior(torch.linalg.cholesky(L), linear)
 
 
 class _RowEvidence(torch.autograd.Function):
-    """``sum_i 1/2 b_i' L_i^-1 b_i - 1/2 logdet(s^2 L_i)`` of ``B`` and ``C``: ``(S, n, n)`` to ``(S,)``."""
+    """``sum_i 1/2 b_i' L_i^-1 b_i - 1/2 logdet(s^2 L_i)``, shape ``(S,)``, of what `_solve` takes."""
 
     @staticmethod
-    def forward(ctx: Any, B: Tensor, C: Tensor, buckets: Sequence[_Bucket], prior_precision: float) -> Tensor:
+    def forward(
+        ctx: Any, B: Tensor, C: Tensor, seen: Tensor | None, buckets: Sequence[_Bucket], prior_precision: float
+    ) -> Tensor:
         value = B.new_zeros(B.shape[0])
         saved = []
         for bucket in buckets:
-            posterior = _solve(bucket, B, C, prior_precision)
+            posterior = _solve(bucket, B, C, seen, prior_precision)
             inverse = torch.cholesky_inverse(posterior.factor)
             mean = (inverse @ posterior.linear.unsqueeze(-1)).squeeze(-1)
             value += 0.5 * (posterior.linear * mean).sum((1, 2))
@@ -216,24 +287,32 @@ class _RowEvidence(torch.autograd.Function):
             value += 0.5 * math.log(prior_precision) * mean[0].numel()
             saved += [inverse, mean]
         ctx.buckets = buckets
-        ctx.save_for_backward(*saved)
-        ctx.size = B.shape[-1]
+        ctx.partial = seen is not None
+        ctx.save_for_backward(*saved, *([] if seen is None else [B, seen]))
+        ctx.shapes = B.shape, C.shape
         return value
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        n = ctx.size
-        dB = grad.new_zeros(grad.shape[0], n * n)
-        dC = torch.zeros_like(dB)
-        for bucket, inverse, mean in zip(ctx.buckets, ctx.saved_tensors[::2], ctx.saved_tensors[1::2], strict=True):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor | None, None, None]:
+        dB, dC = grad.new_zeros(ctx.shapes[0]), grad.new_zeros(ctx.shapes[1])
+        saved = ctx.saved_tensors[: 2 * len(ctx.buckets)]
+        d_seen = torch.zeros_like(ctx.saved_tensors[-1]) if ctx.partial else None
+        for bucket, inverse, mean in zip(ctx.buckets, saved[::2], saved[1::2], strict=True):
             scale = -0.5 * grad[:, None, None, None]
             second = torch.addcmul(inverse, mean.unsqueeze(-1), mean.unsqueeze(-2)) * bucket.pair_scale * scale
             first = mean * bucket.entry_scale * grad[:, None, None]
             for sample in range(grad.shape[0]):
-                dB[sample].scatter_add_(0, bucket.pairs, second[sample].flatten())
-                dC[sample].scatter_add_(0, bucket.entries, first[sample].flatten())
-        return dB.reshape(-1, n, n), dC.reshape(-1, n, n), None, None
+                dC[sample].view(-1).scatter_add_(0, bucket.entries, first[sample].flatten())
+                if d_seen is None:
+                    dB[sample].view(-1).scatter_add_(0, bucket.pairs, second[sample].flatten())
+                    continue
+                B, seen = ctx.saved_tensors[-2:]
+                for worm in range(B.shape[1]):
+                    weighted = second[sample] * seen[sample, worm, bucket.rows, None, None]
+                    dB[sample, worm].view(-1).scatter_add_(0, bucket.pairs, weighted.flatten())
+                    d_seen[sample, worm, bucket.rows] += (second[sample] * _gathered(bucket, B[sample, worm])).sum((1, 2))
+        return dB, dC, d_seen, None, None
 
 
 _apply_row_evidence: Callable[..., Tensor] = _RowEvidence.apply
@@ -284,10 +363,16 @@ class CollapsedEvidence:
         Raises:
             ValueError: If shape or dtype of ``P`` are not those of the statistics.
         """
-        B, C = congruences(P, self.statistics)
-        n = self.statistics.size
-        value = _apply_row_evidence(B.reshape(-1, n, n), C.reshape(-1, n, n), self._buckets, self._prior_precision)
+        _check_stack(P, self.statistics)
+        samples = P.reshape(-1, *P.shape[-3:])
+        value = _apply_row_evidence(*self._sums(samples), self._buckets, self._prior_precision)
         return self._constant + value.reshape(P.shape[:-3])
+
+    def _sums(self, P: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """What `_solve` reads: ``(S, J, n, n)`` to ``B``, ``C`` and ``seen``."""
+        if self.statistics.observed is None:
+            return *congruences(P, self.statistics), None
+        return *worm_congruences(P, self.statistics), shown(P, self.statistics.observed)
 
     @torch.no_grad()
     def posterior_weights(self, P: Tensor) -> Tensor:
@@ -300,10 +385,10 @@ class CollapsedEvidence:
         return self._weights(P, generator, draw=True)
 
     def _weights(self, P: Tensor, generator: torch.Generator | None, *, draw: bool) -> Tensor:
-        B, C = congruences(P.unsqueeze(0), self.statistics)
-        W = torch.zeros_like(B[0])
+        B, C, seen = self._sums(P.unsqueeze(0))
+        W = torch.zeros_like(C[0])
         for bucket in self._buckets:
-            posterior = _solve(bucket, B, C, self._prior_precision)
+            posterior = _solve(bucket, B, C, seen, self._prior_precision)
             factor, linear = posterior.factor[0], posterior.linear[0].unsqueeze(-1)
             white = torch.linalg.solve_triangular(factor, linear, upper=False)
             if draw:
@@ -315,10 +400,10 @@ class CollapsedEvidence:
 
     def log_posterior_weights(self, P: Tensor, W: Tensor) -> Tensor:
         """``log p(W | Y, P)`` of weights on the edges, for one stack ``P`` (J, n, n): a scalar."""
-        B, C = congruences(P.unsqueeze(0), self.statistics)
+        B, C, seen = self._sums(P.unsqueeze(0))
         value = B.new_zeros(())
         for bucket in self._buckets:
-            posterior = _solve(bucket, B, C, self._prior_precision)
+            posterior = _solve(bucket, B, C, seen, self._prior_precision)
             factor, real = posterior.factor[0], bucket.entry_scale > 0
             mean = torch.cholesky_solve(posterior.linear[0].unsqueeze(-1), factor).squeeze(-1)
             weights = W.flatten()[bucket.entries].reshape(real.shape)

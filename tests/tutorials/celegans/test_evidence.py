@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 import math
 
@@ -32,17 +33,39 @@ def random_soft(*shape: int, seed: int = 1) -> Tensor:
     return torch.randn(*shape, shape[-1], generator=generator, dtype=torch.float64).softmax(-1)
 
 
-def dense_log_evidence(adjacency: Tensor, traces: Tensor, P: Tensor) -> Tensor:
-    """The activity of a canonical neuron, all worms and times in one vector, is Gaussian."""
-    canonical = traces @ P
-    before, after = canonical[:, :-1].flatten(0, 1), canonical[:, 1:].flatten(0, 1)
+def dense_log_evidence(adjacency: Tensor, worms: list[Tensor], P: Tensor) -> Tensor:
+    """The activity of a canonical neuron in all worms that show it is Gaussian: one vector of all their times.
+
+    Each worm is (T_j + 1, m_j), a column for each neuron it shows.
+    """
     total = torch.zeros((), dtype=torch.float64)
     for i, parents in enumerate(adjacency):
-        X = before[:, parents]
-        covariance = SIGMA**2 * torch.eye(len(before), dtype=torch.float64) + SCALE**2 * X @ X.mT
-        law = torch.distributions.MultivariateNormal(torch.zeros(len(before), dtype=torch.float64), covariance)
-        total += law.log_prob(after[:, i])
+        X, y = [], []
+        for traces, permutation in zip(worms, P, strict=True):
+            shown = permutation[: traces.shape[1]]
+            canonical = traces @ shown
+            if bool(shown[:, i].any()):
+                X.append(canonical[:-1][:, parents])
+                y.append(canonical[1:, i])
+        if not y:
+            continue
+        past, now = torch.cat(X), torch.cat(y)
+        covariance = SIGMA**2 * torch.eye(len(now), dtype=torch.float64) + SCALE**2 * past @ past.mT
+        law = torch.distributions.MultivariateNormal(torch.zeros(len(now), dtype=torch.float64), covariance)
+        total += law.log_prob(now)
     return total
+
+
+def partial_problem() -> tuple[Tensor, list[Tensor], Statistics, CollapsedEvidence]:
+    """Three worms of five, six and four of six neurons, for 5, 3 and 5 transitions."""
+    adjacency, traces, _, _ = problem(worms=3)
+    sizes, lengths = [5, 6, 4], torch.tensor([5, 3, 5])
+    observed = torch.arange(6) < torch.tensor(sizes)[:, None]
+    moments = torch.arange(6) <= lengths[:, None]
+    padded = traces * observed[:, None, :] * moments[:, :, None]
+    statistics = Statistics.from_traces(padded, lengths=lengths, observed=observed)
+    worms = [traces[j, : int(lengths[j]) + 1, : sizes[j]] for j in range(3)]
+    return adjacency, worms, statistics, CollapsedEvidence(adjacency, statistics, SIGMA, SCALE)
 
 
 def brute_force(adjacency: Tensor, statistics: Statistics, P: Tensor) -> Tensor:
@@ -50,7 +73,7 @@ def brute_force(adjacency: Tensor, statistics: Statistics, P: Tensor) -> Tensor:
     B = (P.mT @ statistics.gram @ P).sum(0)
     C = (P.mT @ statistics.cross @ P).sum(0)
     value = -statistics.energy.sum() / (2 * SIGMA**2)
-    value = value - 0.5 * statistics.num_worms * statistics.num_steps * len(B) * math.log(2 * math.pi * SIGMA**2)
+    value = value - 0.5 * statistics.count * math.log(2 * math.pi * SIGMA**2)
     for i, mask in enumerate(adjacency):
         parents = mask.nonzero().flatten()
         L = torch.eye(len(parents), dtype=torch.float64) / SCALE**2 + B[parents][:, parents] / SIGMA**2
@@ -70,7 +93,7 @@ def test_statistics_are_the_sums_they_claim() -> None:
         torch.testing.assert_close(statistics.gram[j], gram)
         torch.testing.assert_close(statistics.cross[j], cross)
         assert float(statistics.energy[j]) == pytest.approx(energy)
-    assert (statistics.num_steps, statistics.num_worms, statistics.size) == (4, 2, 3)
+    assert (statistics.count, statistics.num_worms, statistics.size) == (2 * 4 * 3, 2, 3)
 
 
 def test_statistics_do_not_grow_with_time() -> None:
@@ -78,7 +101,7 @@ def test_statistics_do_not_grow_with_time() -> None:
     traces = torch.randn(2, 101, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     whole = Statistics.from_traces(traces)
     parts = [Statistics.from_traces(traces[:, :41]), Statistics.from_traces(traces[:, 40:])]
-    both = Statistics(*(getattr(parts[0], f) + getattr(parts[1], f) for f in ("gram", "cross", "energy", "num_steps")))
+    both = Statistics(*(getattr(parts[0], f) + getattr(parts[1], f) for f in ("gram", "cross", "energy", "count")))
     adjacency, P = torch.ones(4, 4, dtype=torch.bool), random_hard(2, 4)
     values = [CollapsedEvidence(adjacency, statistics, SIGMA, SCALE)(P) for statistics in (whole, both)]
     torch.testing.assert_close(*values)
@@ -89,7 +112,44 @@ def test_evidence_is_the_dense_gaussian_density() -> None:
     adjacency, traces, _, evidence = problem()
     for seed in range(3):
         P = random_hard(2, 6, seed=seed)
-        torch.testing.assert_close(evidence(P), dense_log_evidence(adjacency, traces, P), rtol=1e-11, atol=1e-11)
+        torch.testing.assert_close(evidence(P), dense_log_evidence(adjacency, list(traces), P), rtol=1e-11, atol=1e-11)
+
+
+def test_evidence_of_worms_that_show_less_is_the_dense_gaussian_density() -> None:
+    adjacency, worms, _, evidence = partial_problem()
+    for seed in range(5):
+        P = random_hard(3, 6, seed=seed)
+        torch.testing.assert_close(evidence(P), dense_log_evidence(adjacency, worms, P), rtol=1e-11, atol=1e-11)
+
+
+def test_order_of_the_rows_that_were_not_observed_does_not_matter() -> None:
+    _, _, _, evidence = partial_problem()
+    P = random_hard(3, 6)
+    exchanged = P.clone()
+    exchanged[2, 4:] = P[2, [5, 4]]
+    torch.testing.assert_close(evidence(P), evidence(exchanged), rtol=1e-13, atol=1e-13)
+
+
+def test_bayes_holds_for_worms_that_show_less() -> None:
+    adjacency, _, statistics, evidence = partial_problem()
+    P = random_hard(3, 6)
+    W = torch.randn(6, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * adjacency
+    parts = log_likelihood(P, W, statistics, SIGMA) + evidence.log_prior_weights(W)
+    torch.testing.assert_close(evidence(P), parts - evidence.log_posterior_weights(P, W), rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("batch", [(), (2,)])
+def test_gradcheck_of_worms_that_show_less(batch: tuple[int, ...]) -> None:
+    _, _, _, evidence = partial_problem()
+    assert torch.autograd.gradcheck(evidence, (random_soft(*batch, 3, 6).requires_grad_(),))
+
+
+def test_general_formula_equals_the_sum_where_all_worms_show_all() -> None:
+    adjacency, _, statistics, evidence = problem()
+    general = dataclasses.replace(statistics, observed=torch.ones(2, 6, dtype=torch.bool))
+    soft = random_soft(2, 6)
+    soft = soft / soft.sum(-2, keepdim=True)  # columns sum to one: each worm shows all of each neuron
+    torch.testing.assert_close(CollapsedEvidence(adjacency, general, SIGMA, SCALE)(soft), evidence(soft))
 
 
 def test_evidence_obeys_bayes_for_any_weights() -> None:

@@ -1,5 +1,6 @@
 """The Pyro programs: what they score, that both agree where they must, and that they run under SVI."""
 
+import dataclasses
 import math
 
 import pyro
@@ -74,6 +75,27 @@ def test_both_models_agree_at_hard_permutations(connectome, worms, evidence):
         want = joint - evidence.log_posterior_weights(P, W)
         assert float(collapsed.nodes["Y"]["log_prob"].sum()) == pytest.approx(float(want), rel=1e-10)
         assert torch.equal(full.nodes["P"]["log_prob"], collapsed.nodes["P"]["log_prob"])
+
+
+def test_both_models_agree_for_worms_that_show_less(connectome, worms):
+    observed = torch.arange(12) < torch.tensor([9, 12])[:, None]
+    lengths = torch.tensor([20, 15])
+    traces = worms.traces * observed[:, None] * (torch.arange(21) <= lengths[:, None])[..., None]
+    known = worms.known & observed
+    taken = (worms.allowed & known[..., None]).any(1, keepdim=True)
+    allowed = worms.allowed | (~observed[..., None] & ~taken)
+    logits = torch.randn(2, 12, 12) * observed[..., None]
+    fields = {"traces": traces, "allowed": allowed, "known": known, "truth": None}
+    partial = dataclasses.replace(worms, **fields, observed=observed, lengths=lengths, logits=logits)
+    evidence = CollapsedEvidence(connectome.adjacency, Statistics.from_worms(partial), partial.sigma, partial.weight_scale)
+    P = pgs.matching(torch.rand(2, 12, 12).masked_fill(~allowed, -torch.inf))
+    W = 0.1 * torch.randn(12, 12) * connectome.adjacency
+    full = score(full_model, (partial, connectome), {"W": W[connectome.adjacency.nonzero(as_tuple=True)], "P": P})
+    collapsed = score(collapsed_model, (evidence, allowed, logits), {"P": P})
+    want = full.nodes["Y"]["log_prob"].sum() + full.nodes["W"]["log_prob"] - evidence.log_posterior_weights(P, W)
+    assert float(collapsed.nodes["Y"]["log_prob"].sum()) == pytest.approx(float(want), rel=1e-10)
+    for trace in (full, collapsed):
+        torch.testing.assert_close(trace.nodes["place"]["log_prob"], (P * logits).sum((-2, -1)))
 
 
 def test_cost_of_the_collapsed_model_does_not_depend_on_the_recording(connectome):
