@@ -19,8 +19,8 @@ __all__ = ["fit"]
 VARIATIONAL = 0.5
 """Share of the run that is variational; the rest is the chain."""
 
-PROPOSALS = 200
-"""Proposals in a step of the chain."""
+PROPOSALS = 2
+"""Proposals in a step of the chain, in multiples of n."""
 
 
 def fit(
@@ -40,7 +40,7 @@ def fit(
         connectome: The network behind them.
         seed: Of all random numbers.
         budget: Seconds, or None; half for each part.
-        steps: Number of steps of both parts together, Adam's and then those of `PROPOSALS` proposals, or None.
+        steps: Number of steps of both parts together, Adam's and then those of `PROPOSALS` n proposals, or None.
         progress: Whether to draw progress bars.
         initial: As of the guide's fit.
 
@@ -51,6 +51,7 @@ def fit(
     Raises:
         ValueError: If there is no limit, one is not positive, or ``initial`` is not allowed.
     """
+    Run("VI, then MCMC", budget=budget, steps=steps)  # checks the limits
     first_steps = None if steps is None else steps - int((1 - VARIATIONAL) * steps)
     first_budget = None if budget is None else VARIATIONAL * budget
     first = gumbel_sinkhorn.fit(
@@ -66,7 +67,7 @@ def fit(
     total = torch.zeros_like(worms.allowed, dtype=torch.float64)
     draws = 0
     for _ in run:
-        chain.exchange(PROPOSALS)
+        chain.exchange(PROPOSALS * worms.num_neurons)
         state = torch.from_numpy(chain.index)
         if run.fraction > 0.5:
             total += onehot(state)

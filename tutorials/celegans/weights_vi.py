@@ -15,7 +15,7 @@ from torch import Tensor
 import pyro_gs as pgs
 from tutorials.celegans.connectome import Connectome
 from tutorials.celegans.evidence import Statistics, log_likelihood
-from tutorials.celegans.identification import Identification, Run, check_initial, onehot
+from tutorials.celegans.identification import Identification, Run, check_initial, match_allowed, onehot
 from tutorials.celegans.svi import Ascent, falling
 from tutorials.celegans.worms import Worms
 
@@ -94,7 +94,7 @@ def fit(
         ValueError: If there is no limit, one is not positive, or ``initial`` is not allowed.
     """
     check_initial(initial, worms.allowed)
-    run = Run("Gumbel-Sinkhorn VI, W Gaussian", budget=budget, steps=steps, progress=progress)
+    run = Run("VI with Gaussian W", budget=budget, steps=steps, progress=progress)
     data = (worms, connectome.adjacency, Statistics.from_worms(worms))
     permutations = pgs.AutoGumbelSinkhorn(poutine.block(weights_model, expose=["P"]), init_scale=0.0, objective="noise_kl")
     start = init_to_value(values={"V": worms.traces.new_zeros(int(connectome.adjacency.sum()))})
@@ -111,6 +111,6 @@ def fit(
         if run.due:
             run.record(ascent.elbo(), pgs.to_index(permutations.median()["P"]))
     marginals = permutations.hard_sample((MARGINAL_SAMPLES,))["P"].double().mean(0)
-    index = pgs.to_index(permutations.median()["P"])
+    index = match_allowed(marginals, worms.allowed)
     extra = {"steps": float(run.step)}
-    return Identification("Gumbel-Sinkhorn VI, W Gaussian", marginals, index, run.history, run.seconds, extra)
+    return Identification("VI with Gaussian W", marginals, index, run.history, run.seconds, extra)

@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import itertools
 import math
 from collections.abc import Callable
@@ -10,7 +11,16 @@ from padded import show_less
 from scipy import stats
 from torch import Tensor
 
-from tutorials.celegans.baselines import fit_collapsed_mcmc, fit_gibbs_mcmc, fit_map_faq, fit_naive_vi
+from tutorials.celegans import vi_mcmc, weights_vi
+from tutorials.celegans.baselines import (
+    fit_collapsed_mcmc,
+    fit_gibbs_mcmc,
+    fit_map_faq,
+    fit_naive_vi,
+    fit_rounding_vi,
+    fit_stick_breaking_vi,
+    fit_tempered_mcmc,
+)
 from tutorials.celegans.baselines.collapsed_mcmc import CollapsedSwapChain
 from tutorials.celegans.baselines.gibbs_mcmc import GibbsSwapChain, swap_changes
 from tutorials.celegans.baselines.map_faq import mask_center, regressions
@@ -21,10 +31,21 @@ from tutorials.celegans.identification import Identification, match_allowed, one
 from tutorials.celegans.worms import Worms, simulate, swap_pairs
 
 FAILURE_RATE = 2e-5
-METHODS = [fit_naive_vi, fit_map_faq, fit_gibbs_mcmc, fit_collapsed_mcmc]
+METHODS = {
+    "naive_vi": fit_naive_vi,
+    "map_faq": fit_map_faq,
+    "map_exchanges": functools.partial(fit_map_faq, exchange=True),
+    "gibbs_mcmc": fit_gibbs_mcmc,
+    "collapsed_mcmc": fit_collapsed_mcmc,
+    "tempered_mcmc": fit_tempered_mcmc,
+    "rounding_vi": fit_rounding_vi,
+    "stick_breaking_vi": fit_stick_breaking_vi,
+    "weights_vi": weights_vi.fit,
+    "vi_mcmc": vi_mcmc.fit,
+}
 Fit = Callable[..., Identification]
 
-every_method = pytest.mark.parametrize("fit", METHODS, ids=["naive_vi", "map_faq", "gibbs_mcmc", "collapsed_mcmc"])
+every_method = pytest.mark.parametrize("fit", METHODS.values(), ids=METHODS)
 
 
 # A posterior small enough to list
@@ -253,7 +274,7 @@ def test_chains_stand_still_where_everything_is_known() -> None:
     connectome = small_connectome(6)
     worms = simulate(connectome, worms=2, steps=10, known=1.0)
     assert worms.truth is not None
-    for fit in METHODS:
+    for fit in METHODS.values():
         result = fit(worms, connectome, steps=3)
         assert torch.equal(result.index, worms.truth)
         assert torch.equal(result.marginals, onehot(worms.truth))

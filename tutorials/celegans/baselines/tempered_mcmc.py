@@ -36,8 +36,8 @@ RUNGS = 48
 SWEEPS = 3
 """Swap proposals given W for each worm and step, in multiples of n."""
 
-EXCHANGES = 200
-"""Exchanges proposed in a step, W integrated out."""
+EXCHANGES = 2
+"""Exchanges proposed in a step with W integrated out, in multiples of n."""
 
 
 class ExchangeChain(CollapsedSwapChain):
@@ -170,7 +170,7 @@ class _Anneal:
         self._gibbs.step()
         state = torch.from_numpy(self._gibbs.index)
         chain = ExchangeChain(self._evidence, self._worms.allowed, state, self._seed(), self._worms.logits)
-        chain.exchange(EXCHANGES)
+        chain.exchange(EXCHANGES * self._worms.num_neurons)
         self.counts += chain.proposed, chain.valid, chain.accepted
         self.index = torch.from_numpy(chain.index)
         return chain.log_evidence
@@ -196,7 +196,7 @@ def fit(
 ) -> Identification:
     """Sample permutations by Metropolis moves while the likelihood is slowly switched on, then from the posterior.
 
-    A step draws W given P, proposes `SWEEPS` n swaps in each worm given W, and then `EXCHANGES` exchanges of identities in
+    A step draws W given P, proposes `SWEEPS` n swaps in each worm given W, and then `EXCHANGES` n exchanges of identities in
     sets of worms with W integrated out. Each of these leaves the tempered posterior invariant, so the part after the
     annealing is a chain on the posterior itself.
 
