@@ -45,6 +45,7 @@ from pyro_gs.infer.mcmc.parallel_tempering import ParallelTempering
 from pyro_gs.infer.mcmc.rounding import RoundedPosterior, round_samples
 from pyro_gs.infer.mcmc.swap_metropolis import SwapMetropolis
 from pyro_gs.infer.mcmc.swaps import Swaps
+from pyro_gs.infer.restarts import PartialRestarts
 from pyro_gs.ops.implicit import SinkhornSolution, SinkhornWarning
 from pyro_gs.ops.laplacian import laplacian_logdet, laplacian_solve
 from pyro_gs.ops.matching import matching, to_index, to_matrix
@@ -86,6 +87,7 @@ __all__ = [
     "Mallows",
     "MoveSequence",
     "ParallelTempering",
+    "PartialRestarts",
     "PlackettLuce",
     "RelaxMessenger",
     "RelaxedPlackettLuce",

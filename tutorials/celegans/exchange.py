@@ -73,6 +73,7 @@ class ExchangeSearch:
         self._cross = evidence.statistics.cross.numpy() * precision
         self._bound = float(evidence.statistics.energy.sum()) * precision + 1.0  # above every b' L^-1 b
         self._prior = 1.0 / evidence.weight_scale**2
+        self._adjacency: NDArray[np.bool_] = adjacency
         self._parents = [np.flatnonzero(row) for row in adjacency]
         self._degrees = adjacency.sum(1)
         self._padded = np.full((n, max(1, int(self._degrees.max()))), n)
@@ -81,6 +82,12 @@ class ExchangeSearch:
         self._touched: NDArray[np.bool_] = adjacency.T | np.eye(n, dtype=bool)  # [a, i]: row i changes when a moves
         a, b = np.triu_indices(n, 1)
         self._pairs = np.stack([a, b], 1)
+        # rows of which both labels of a pair are parents, but which are neither
+        common = adjacency.T[a] & adjacency.T[b]
+        common[np.arange(len(a)), a] = common[np.arange(len(a)), b] = False
+        self._common_count = common.sum(1)
+        self._common_start = self._common_count.cumsum() - self._common_count
+        self._common_row = np.nonzero(common)[1]
         if worms <= _ALL_SUBSETS:
             sets = [s for k in range(1, worms + 1) for s in itertools.combinations(range(worms), k)]
         else:
@@ -168,15 +175,11 @@ class ExchangeSearch:
             out[part] = 0.5 * (self._bound - pivots[:, width] ** 2) - logdet
         return out
 
-    def gains(
-        self, index: Tensor, labels: NDArray[np.bool_] | None = None, *, coarse: bool = False
-    ) -> tuple[Floats, Places, Places]:
+    def gains(self, index: Tensor) -> tuple[Floats, Places, Places]:
         """Change of the log joint, evidence and prior, by every allowed exchange.
 
         Args:
             index: present permutations, long, shape (J, n).
-            labels: bool, shape (n,): only exchanges that touch one of these; None for all.
-            coarse: of each pair of labels only the exchange in all worms that allow it, and those in single worms.
 
         Returns:
             Gains in nats, shape (moves,); the pair of labels of each move, shape (moves, 2); its worms as a number of a
@@ -185,23 +188,102 @@ class ExchangeSearch:
         hard = index.numpy()
         sums = self._sums(hard, self._sets)
         feasible, prior = self._feasible(hard)
-        if labels is not None:
-            feasible &= labels[self._pairs].any(1, keepdims=True)
         possible = (feasible[:, None, :] | ~self._sets[None]).all(-1)
         if sums.shown is not None:  # worms that show neither come along, but are no reason to move
             either = sums.shown[:, self._pairs].any(-1).T
             possible &= (either[:, None, :] & self._sets[None]).any(-1)
-        if coarse:
-            size = self._sets.sum(1)
-            possible &= (size == 1) | (size == feasible.sum(1)[:, None])
         pair, chosen = np.nonzero(possible)
         swaps = self._pairs[pair]
-        touched = self._touched[swaps[:, 0]] | self._touched[swaps[:, 1]]
-        move, row = np.nonzero(touched)
+        changes = self._changes(sums)
+        a, b = swaps.T
+        total = changes[chosen, a, b] + changes[chosen, b, a] + (prior[pair] * self._sets[chosen]).sum(1)
+        move, row = self._left_over(sums, pair, chosen)
         after = self._row_scores(row, sums, chosen[move], swaps[move])
-        change = after - self._unmoved(sums)[row]
-        total = np.bincount(move, change, minlength=len(swaps)) + (prior[pair] * self._sets[chosen]).sum(1)
+        total += np.bincount(move, after - self._unmoved(sums)[row], minlength=len(swaps))
         return total, swaps, chosen
+
+    def _left_over(self, sums: _Sums, pair: Places, chosen: Places) -> tuple[Places, Places]:
+        """Moves and rows of which `_changes` says nothing, for moves of pairs of labels in sets of worms."""
+        start, count = self._common_start[pair], self._common_count[pair]
+        move = np.repeat(np.arange(len(pair)), count)
+        offset = np.arange(len(move)) - np.repeat(count.cumsum() - count, count)
+        moves, rows = [move], [self._common_row[start[move] + offset]]
+        a, b = self._pairs[pair].T
+        for i, k in ((a, b), (b, a)):
+            hard = self._adjacency[i, i] | self._adjacency[i, k]
+            if sums.shown is not None:
+                hard |= ((sums.shown[:, i] != sums.shown[:, k]).T & self._sets[chosen]).any(1)
+            moves.append(np.flatnonzero(hard))
+            rows.append(i[hard])
+        return np.concatenate(moves), np.concatenate(rows)
+
+    def _changes(self, sums: _Sums) -> Floats:
+        """Changes of the evidence of rows that an exchange of labels a and b touches once, (S, a, b), for a's part.
+
+        A row of which a alone is a parent, and not itself one of the two, changes in one row and column of its precision,
+        and in one entry of its linear term, which is of rank two. The row of a itself changes its linear term alone, if
+        neither is among its parents and the same worms show both. The sum of the two parts, [a, b] and [b, a], leaves out
+        the rows of `_left_over`.
+        """
+        n, S = len(self._parents), len(sums.sets)
+        out = np.zeros((S, n, n))
+        for i, parents in enumerate(self._parents):
+            d = len(parents)
+            if not d:
+                continue
+            if sums.gram is None or sums.shown is None:
+                T = sums.B_inside[:, parents, :n]
+                ends = np.einsum("skk->sk", sums.B_inside)[:, :n]
+                L = (sums.B_outside[:1] + sums.B_inside[:1])[0][np.ix_(parents, parents)]
+            else:
+                weights = (sums.sets & sums.shown[:, i]).astype(float)
+                T = np.einsum("sj,jdk->sdk", weights, sums.gram[:, parents, :n])
+                ends = weights @ np.einsum("jkk->jk", sums.gram)[:, :n]
+                L = sums.gram[sums.shown[:, i]].sum(0)[np.ix_(parents, parents)]
+            L = L + self._prior * np.eye(d)
+            linear = sums.C_outside[0, i, parents] + sums.C_inside[0, i, parents]
+            K = np.linalg.inv(L)
+            mean = K @ linear
+
+            # the row of i itself: its worms' activity is that of b
+            moved = sums.C_outside[:, None, i, parents] + sums.C_inside[:, :n, parents]  # (S, b, d)
+            change = 0.5 * (((moved @ K) * moved).sum(-1) - linear @ mean)
+            change[:, parents] = 0.0
+            if not self._adjacency[i, i]:
+                if sums.shown is not None:
+                    differ = ((sums.shown != sums.shown[:, i : i + 1]).T[None] & sums.sets[:, None]).any(-1)
+                    change[differ] = 0.0
+                change[:, i] = 0.0
+                out[:, i] += change
+
+            # the rows of children: a is the parent at place p
+            place = np.arange(d)
+            own = T[:, :, parents]  # (S, d, d)
+            KT = K @ T  # (S, d, n)
+            at = np.take_along_axis(KT, np.broadcast_to(parents[None, :, None], (S, d, 1)), 2)  # KT[p, a_p]
+            R = own.transpose(0, 2, 1) @ KT  # t_a' K t_b
+            Q = (T * KT).sum(1)  # t_b' K t_b
+            alpha = K[place, place][None, :, None]
+            corner = own[:, place, place][..., None]
+            eta = 0.5 * (ends[:, None, :] - corner) - (T - corner)
+            step = KT - at
+            beta1 = 1.0 + step + eta * alpha
+            gamma = Q[:, None, :] + Q[:, parents][..., None] - 2 * R + 2 * eta * step + eta**2 * alpha
+            shift = sums.C_inside[:, i, :n][:, None, :] - sums.C_inside[:, i, parents][..., None]
+            m = mean[None, :, None]
+            along = np.einsum("d,sdk->sk", mean, T)
+            s_u = (along[:, None, :] - along[:, parents][..., None]) + eta * m + shift * (beta1 - 1.0)
+            s_e = m + shift * alpha
+            determinant = beta1**2 - alpha * gamma
+            quad = 2 * shift * m + shift**2 * alpha
+            quad -= (2 * beta1 * s_e * s_u - gamma * s_e**2 - alpha * s_u**2) / determinant
+            change = 0.5 * (quad - np.log(determinant))
+            change[:, :, parents] = 0.0
+            change[:, :, i] = 0.0
+            if self._adjacency[i, i]:
+                change[:, parents == i] = 0.0
+            out[:, parents] += change
+        return out
 
     def _unmoved(self, sums: _Sums) -> Floats:
         """Evidence of every row as it is."""
@@ -245,40 +327,23 @@ class ExchangeSearch:
         """
         start, longest = Run.clock(), 0.0
         now, gained = index.clone(), 0.0
-        # Coarse rounds while they find something; then rounds over everything, first where exchanges reached.
-        labels: NDArray[np.bool_] | None = None
-        coarse = True
         while Run.clock() - start + longest < seconds:
             began = Run.clock()
-            gains, swaps, chosen = self.gains(now, labels, coarse=coarse)
+            gains, swaps, chosen = self.gains(now)
             longest = max(longest, Run.clock() - began)
-            busy = np.zeros(len(self._parents), dtype=bool)
+            busy = np.zeros(len(self._parents), dtype=bool)  # rows that exchanges have changed
             for move in np.argsort(-gains):
                 if gains[move] <= _LEAST_GAIN:
                     break
                 a, b = swaps[move]
-                reach = self._reach(a, b)
-                if busy[reach].any():
+                rows = self._touched[a] | self._touched[b]
+                if (busy & rows).any():
                     continue  # an exchange made before it has changed its gain; the next round scores it anew
-                busy |= reach
+                busy |= rows
                 worms = torch.from_numpy(self._sets[chosen[move]])
                 part = now[worms]
                 now[worms] = torch.where(part == a, b, torch.where(part == b, a, part))
                 gained += float(gains[move])
-            if busy.any():
-                labels = busy
-            elif labels is not None:
-                labels = None
-            elif coarse:
-                coarse = False
-            else:
+            if not busy.any():
                 break
         return now, gained
-
-    def _reach(self, a: int, b: int) -> NDArray[np.bool_]:
-        """Labels whose exchanges an exchange of two labels can affect: theirs, their children's and their parents'."""
-        rows = self._touched[a] | self._touched[b]
-        reach: NDArray[np.bool_] = rows.copy()
-        for i in np.flatnonzero(rows):
-            reach[self._parents[i]] = True
-        return reach

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+
 import torch
 from torch import Tensor
 
@@ -21,15 +24,27 @@ SAMPLES = 1
 """Samples of the permutations in a step."""
 
 STEP_SIZES = (0.1, 0.01)
-"""Adam's step size at the start and the end of each stretch between exchanges, geometric in between."""
+"""Adam's step size at the start and the end of the first stretch, geometric in between."""
 
-RESTART = 0.5
-"""Step size at the start of later stretches, as a share of the first's."""
+FIRST = 0.3
+"""Share of the run that is the first stretch, at the most."""
 
-EXCHANGES = (0.45, 0.7, 0.88)
-"""Shares of the run after which identities are exchanged between worms."""
+FIRST_STEPS = 300
+"""Adam steps of the first stretch, at the most."""
 
-LONGEST_EXCHANGE = 0.2
+RESTART_STEPS = 80
+"""Adam steps of a restart."""
+
+RESTART_SIZES = (0.1, 0.02)
+"""Adam's step size at the start and the end of a restart."""
+
+LAST = 0.85
+"""Share of the run after which there are no more restarts: the guide is fitted around the best matching."""
+
+LAST_SIZES = (0.05, 0.01)
+"""Adam's step size at the start and the end of that."""
+
+LONGEST_EXCHANGE = 0.1
 """Share of the budget that one search for exchanges may take."""
 
 MARGINAL_SAMPLES = 200
@@ -71,12 +86,15 @@ def fit(
     temperature: float = 1.0,
     samples: int = SAMPLES,
     exchange: bool = True,
+    restarts: bool = True,
 ) -> Identification:
     """Fit an ``AutoGumbelSinkhorn`` guide to the model with W integrated out.
 
-    Stochastic gradient steps lead into optima where some labels are confused in all worms at once. So now and then the
-    identities are exchanged by :class:`~tutorials.celegans.exchange.ExchangeSearch` where the evidence of the guide's
-    mode rises, the guide's logits are relabelled, and the steps go on from there.
+    Stochastic gradient steps lead into optima where labels are confused, some in all worms at once, some along long cycles.
+    So after a first stretch of steps come restarts (:class:`pyro_gs.PartialRestarts`): a random part of the labels is set
+    free, steps are taken, identities are exchanged by :class:`~tutorials.celegans.exchange.ExchangeSearch` where the log
+    joint of the guide's mode rises, and the result is kept if it is higher than all before. The last stretch fits the guide
+    around the best.
 
     Args:
         worms: The recordings and candidates; their truth is not looked at.
@@ -90,7 +108,8 @@ def fit(
         objective: As in ``AutoGumbelSinkhorn``.
         temperature: Of the guide and of the relaxed prior.
         samples: Of the permutations in a step.
-        exchange: Whether to exchange identities; without, this is plain SVI.
+        exchange: Whether to exchange identities.
+        restarts: Whether to restart parts; with neither this is plain SVI.
 
     Returns:
         Marginals are averages of hard samples of the guide; the objective is the ELBO, averaged since the last snapshot.
@@ -110,23 +129,52 @@ def fit(
     if initial is not None:
         guide.set_logits("P", torch.where(allowed, INITIAL_LOGIT * onehot(initial), -torch.inf))
 
-    due, gained = list(EXCHANGES) if exchange else [], 0.0
-    began, first = 0.0, STEP_SIZES[0]
-    for _ in run:
-        if search is not None and due and run.fraction > due[0]:
-            due.pop(0)
-            old = pgs.to_index(guide.median()["P"])
-            new, gain = search.improve(old, seconds=float("inf") if budget is None else LONGEST_EXCHANGE * budget)
-            guide.set_logits("P", relabel(guide.logits("P").detach(), old, new, allowed))
-            ascent.forget()  # Adam's moments belong to the old labels
-            gained += gain
-            began, first = run.fraction, RESTART * STEP_SIZES[0]
-        ends = due[0] if due else 1.0
-        share = (run.fraction - began) / max(1e-9, ends - began)
-        ascent.step(falling(first, STEP_SIZES[1], share), *data)
-        if run.due:
-            run.record(ascent.elbo(), pgs.to_index(guide.median()["P"]))
+    def log_joint(P: dict[str, Tensor]) -> float:
+        return float(evidence(P["P"].double()) + (P["P"] * worms.logits).sum())
+
+    gained, taken = 0.0, iter(run)
+    parts: pgs.PartialRestarts | None = None
+
+    def improve() -> None:
+        """Exchange identities in the guide's mode, and relabel its logits."""
+        nonlocal gained
+        if search is None:
+            return
+        old = pgs.to_index(guide.median()["P"])
+        new, gain = search.improve(old, seconds=math.inf if budget is None else LONGEST_EXCHANGE * budget)
+        guide.set_logits("P", relabel(guide.logits("P").detach(), old, new, allowed))
+        gained += gain
+
+    def climb(sizes: tuple[float, float], *, until: float, longest: int | None = None) -> None:
+        """Take Adam steps of falling size until a share of the run is over, or so many were taken."""
+        began = run.fraction
+        for count in itertools.count(1):
+            if next(taken, None) is None:
+                return
+            share = (run.fraction - began) / max(1e-9, until - began)
+            ascent.step(falling(*sizes, share if longest is None else max(share, count / longest)), *data)
+            if run.due:
+                answer = guide.median() if parts is None or until == 1.0 else parts.best
+                run.record(ascent.elbo(), pgs.to_index(answer["P"]))
+            if run.fraction >= until or count == longest:
+                return
+
+    if exchange or restarts:
+        climb(STEP_SIZES, until=FIRST, longest=FIRST_STEPS)
+        improve()
+        parts = pgs.PartialRestarts(guide, log_joint, generator=torch.Generator().manual_seed(seed))
+        while restarts and run.fraction < LAST:
+            parts.begin()
+            ascent.forget()  # Adam's moments belong to the old logits
+            climb(RESTART_SIZES, until=LAST, longest=RESTART_STEPS)
+            improve()
+            parts.end()
+        parts.finish()
+        ascent.forget()
+    climb(STEP_SIZES if parts is None else LAST_SIZES, until=1.0)
     marginals = guide.hard_sample((MARGINAL_SAMPLES,))["P"].double().mean(0)
     index = pgs.to_index(guide.median()["P"])
     extra = {"steps": float(run.step), "gained by exchanges": gained}
+    if parts is not None:
+        extra |= {"restarts": float(parts.count), "restarts that rose": float(parts.accepted)}
     return Identification("Gumbel-Sinkhorn VI", marginals, index, run.history, run.seconds, extra)

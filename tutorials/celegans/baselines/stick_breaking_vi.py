@@ -19,7 +19,7 @@ from tutorials.celegans.identification import Identification, Run, check_initial
 from tutorials.celegans.svi import Ascent, falling
 from tutorials.celegans.worms import Worms
 
-__all__ = ["Sticks", "StickGuide", "fit", "stick_model"]
+__all__ = ["StickGuide", "Sticks", "fit", "stick_model"]
 
 TEMPERATURE = 1.0
 """Divides the normal variables."""

@@ -158,7 +158,12 @@ class _Anneal:
         sigma = worms.sigma / power**0.5
         self._evidence = CollapsedEvidence(self._connectome.adjacency, self._statistics, sigma, worms.weight_scale)
         self._gibbs = GibbsSwapChain(
-            self._evidence, worms.allowed, self.index, self._seed(), proposals=SWEEPS * worms.num_neurons, logits=worms.logits
+            self._evidence,
+            worms.allowed,
+            self.index,
+            self._seed(),
+            proposals=SWEEPS * worms.num_neurons,
+            logits=worms.logits,
         )
 
     def _seed(self) -> int:

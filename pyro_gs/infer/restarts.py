@@ -1,0 +1,130 @@
+"""Restarts of a part of the matching: the way out of optima that gradient steps cannot leave."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from pyro_gs.infer.autoguide import AutoGumbelSinkhorn
+
+__all__ = ["PartialRestarts"]
+
+
+class PartialRestarts:
+    """Free a random part of the columns of the best matching so far, fit again, keep what scores higher.
+
+    Gradient steps on a relaxed matching end in optima where groups of columns are confused along long cycles: no exchange of
+    two improves them. Freeing many columns at once, with the others held softly, lets the steps reassign all of them
+    together. In the terms of optimization this is an iterated local search, with SVI as its local search. Between
+    :meth:`begin` and :meth:`end` the caller takes steps as ever:
+
+        restarts = PartialRestarts(guide, log_joint)
+        for _ in range(20):
+            restarts.begin()
+            optimizer.optim_objs.clear()        # Adam's moments belong to the old logits
+            for _ in range(80):
+                svi.step(*data)
+            restarts.end()
+        restarts.finish()                       # the logits that were fitted to the best
+
+    The same columns are freed in all items of a batch: where items share unknowns, they are confused together.
+
+    Args:
+        guide: an ``AutoGumbelSinkhorn`` that was called once.
+        score: the log joint, up to a constant, of a dict of permutation matrices by site.
+        share: of the columns that a restart frees, in (0, 1].
+        logit: by how much the kept columns' rows prefer them at the start, positive. Small: with 40 candidates a logit of 3
+            is a probability of 1/3, so that what is kept can be corrected too.
+        generator: where the random numbers come from; None for torch's own.
+
+    Attributes:
+        best: the best permutations so far, a dict by site, shape (..., n, n).
+        best_score: their score.
+        count: restarts that ended.
+        accepted: those that scored higher than all before.
+
+    Raises:
+        ValueError: ``share`` or ``logit`` is out of range, or the score of the guide's mode is NaN or +inf.
+        RuntimeError: the guide was not called yet.
+
+    Example::
+
+        >>> import pyro, pyro_gs as pgs
+        >>> from pyro.infer import SVI, Trace_ELBO
+        >>> from pyro.optim import Adam
+        >>> cost = torch.arange(16.0).reshape(4, 4).cos()
+        >>> def model():
+        ...     P = pyro.sample("P", pgs.UniformPermutation(4))
+        ...     pyro.factor("fit", 5 * (P * cost).sum((-2, -1)))
+        >>> guide = pgs.AutoGumbelSinkhorn(model)
+        >>> svi = SVI(pgs.relax(model), guide, Adam({"lr": 0.1}), Trace_ELBO())
+        >>> loss = svi.step()
+        >>> restarts = pgs.PartialRestarts(guide, lambda P: 5 * float((P["P"] * cost).sum()))
+        >>> for _ in range(3):
+        ...     restarts.begin()
+        ...     losses = [svi.step() for _ in range(10)]
+        ...     better = restarts.end()
+        >>> restarts.best["P"].shape, restarts.count
+        (torch.Size([4, 4]), 3)
+    """
+
+    def __init__(
+        self,
+        guide: AutoGumbelSinkhorn,
+        score: Callable[[dict[str, Tensor]], float],
+        *,
+        share: float = 0.4,
+        logit: float = 3.0,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        if not 0 < share <= 1:
+            raise ValueError(f"share must be in (0, 1], but is {share!r}")
+        if not (math.isfinite(logit) and logit > 0):
+            raise ValueError(f"logit must be positive and finite, but is {logit!r}")
+        self.guide, self.share, self.logit = guide, share, logit
+        self._score, self._generator = score, generator
+        self.count = self.accepted = 0
+        self.best = {name: P.clone() for name, P in guide.median().items()}
+        self.best_score = self._scored(self.best)
+        self._logits = self._present()
+
+    def _scored(self, matrices: dict[str, Tensor]) -> float:
+        value = float(self._score(matrices))
+        if math.isnan(value) or value == math.inf:
+            raise ValueError(f"score of the guide's mode is {value}, expected a finite number or -inf")
+        return value
+
+    def _present(self) -> dict[str, Tensor]:
+        return {name: self.guide.logits(name).detach().clone() for name in self.best}
+
+    @torch.no_grad()
+    def begin(self) -> None:
+        """Set the guide's logits: ``logit`` at the best matching's kept columns, zero elsewhere."""
+        for name, P in self.best.items():
+            n = P.shape[-1]
+            order = torch.rand(n, generator=self._generator).argsort()
+            free = torch.zeros(n, dtype=torch.bool)
+            free[order[: max(1, round(self.share * n))]] = True
+            start = self.logit * P * ~free.to(P.device)
+            self.guide.set_logits(name, torch.where(self._logits[name] > -torch.inf, start, -torch.inf))
+
+    def end(self) -> bool:
+        """Keep the guide's mode and logits if the mode scores higher than the best so far; returns whether it does."""
+        matrices = self.guide.median()
+        score = self._scored(matrices)
+        self.count += 1
+        if score <= self.best_score:
+            return False
+        self.accepted += 1
+        self.best = {name: P.clone() for name, P in matrices.items()}
+        self.best_score = score
+        self._logits = self._present()
+        return True
+
+    def finish(self) -> None:
+        """Give the guide the logits that were fitted to the best matching."""
+        for name, logits in self._logits.items():
+            self.guide.set_logits(name, logits)
