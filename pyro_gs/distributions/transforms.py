@@ -168,7 +168,9 @@ class _BreakSticks(torch.autograd.Function):
         share, rest = ctx.saved_tensors
         items = zip(grad.tolist(), share.tolist(), rest.tolist(), ctx.choices, strict=True)
         back = [_fill_back(*item) for item in items]
-        return share.new_tensor([d for d, _ in back]).reshape(share.shape), share.new_tensor([d for _, d in back]).reshape(share.shape)
+        return share.new_tensor([d for d, _ in back]).reshape(share.shape), share.new_tensor([d for _, d in back]).reshape(
+            share.shape
+        )
 
 
 _break_sticks: Callable[[Tensor, Tensor], Tensor] = _BreakSticks.apply

@@ -330,7 +330,7 @@ def test_method_repeats_itself_and_never_looks_at_the_truth(fit: Fit, tiny: tupl
 def test_method_stops_when_its_budget_is_spent(fit: Fit, tiny: tuple[Worms, Connectome]) -> None:
     result = fit(*tiny, budget=0.4)
     assert 0.4 <= result.seconds < 2.0
-    assert 5 <= len(result.history) <= 65
+    assert 5 <= len(result.history) <= 130  # two runs where a chain follows the guide
     assert fit(*tiny, budget=60.0, steps=3).seconds < 20
 
 

@@ -158,7 +158,12 @@ class _Anneal:
         sigma = worms.sigma / power**0.5
         self._evidence = CollapsedEvidence(self._connectome.adjacency, self._statistics, sigma, worms.weight_scale)
         self._gibbs = GibbsSwapChain(
-            self._evidence, worms.allowed, self.index, self._seed(), proposals=SWEEPS * worms.num_neurons, logits=worms.logits
+            self._evidence,
+            worms.allowed,
+            self.index,
+            self._seed(),
+            proposals=SWEEPS * worms.num_neurons,
+            logits=worms.logits,
         )
 
     def _seed(self) -> int:
@@ -181,7 +186,8 @@ def _power(fraction: float, longest: int) -> float:
     if fraction >= ANNEALED:
         return 1.0
     rung = int(RUNGS * fraction / ANNEALED) / RUNGS
-    return min(1.0, HOTTEST * (COOLEST / HOTTEST) ** rung / longest)
+    counted: float = HOTTEST * (COOLEST / HOTTEST) ** rung
+    return min(1.0, counted / longest)
 
 
 def fit(
