@@ -165,6 +165,7 @@ class PermutationKernel(MCMCKernel):
             name: torch.zeros(site.num_items, site.n, site.n, dtype=torch.bool, device=site.device)
             for name, site in chain.joint.sites.items()
         }
+        chain.begin(self._moved)
         for name in self._moved:
             self._retry(self.prepare, name)
 
@@ -207,6 +208,7 @@ class PermutationKernel(MCMCKernel):
             for visited in self._visited.values():
                 visited.zero_()
         proposed, accepted = self._move_all()
+        self._chain.verify()
         self._proposed += proposed
         self._accepted += accepted
         self._t += 1
