@@ -38,15 +38,16 @@ def near(a: Tensor, b: Tensor, relative: float, absolute: float | None = None) -
 def items_coupled(chain: Chain, name: str) -> bool:
     """Whether terms of items that stay, or terms outside of the plates, change where other items of a site do.
 
-    Items change in groups, those with a one at some place of their binary number and those with a zero, so that every
-    item changes once without every other: ``2 log2(items)`` candidates for each of :data:`_VALUES` values.
+    Items change all at once and in groups, those with a one at some place of their binary number and those with a zero, so
+    that every item changes once without every other: ``1 + 2 log2(items)`` candidates for each of :data:`_VALUES` values.
     """
     site = chain.joint.sites[name]
     if not site.separable or site.num_items < 2:
         return False
     now = chain.index[name][0]
     numbers = torch.arange(site.num_items, device=site.device)
-    groups = [(numbers >> bit) % 2 == one for bit in range((site.num_items - 1).bit_length()) for one in (0, 1)]
+    groups = [torch.ones_like(numbers, dtype=torch.bool)]
+    groups += [(numbers >> bit) % 2 == one for bit in range((site.num_items - 1).bit_length()) for one in (0, 1)]
     pairs = [(change, torch.where(change[:, None], value, now)) for value in _others(site, now) for change in groups]
     if not pairs:
         return False
