@@ -233,6 +233,11 @@ class Focus:
         """Number of items that a unit moves in turn: one, or all of those that depend on each other."""
         return 1 if self.independent else self.site.num_items
 
+    @property
+    def default_cycles(self) -> int:
+        """Proposals of cycles in a step unless told otherwise: one an item where pairs are forbidden."""
+        return self.items_per_unit if self.site.allowed is not None else 0
+
     def draw_items(self) -> Tensor:
         """An item to move for every unit, long of ``unit_shape``: its own, or one of all, drawn uniformly."""
         if self.independent:

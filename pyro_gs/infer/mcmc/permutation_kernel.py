@@ -16,6 +16,8 @@ from pyro_gs.infer.mcmc.chain import Chain, Focus, ItemsDepend
 
 _TRIES = 100
 
+_ON_NAN = "constant entries have no r_hat and leave their site no n_eff; see pyro_gs.convergence(mcmc)"
+
 
 class PermutationKernel(MCMCKernel):
     """Base of the kernels that move permutations and nothing else.
@@ -274,11 +276,12 @@ class PermutationKernel(MCMCKernel):
     def diagnostics(self) -> dict[str, Any]:
         """Acceptance rate of the samples and, by site, the number of entries of the matrices that were the same in all.
 
-        Those entries, such as forbidden pairs, have no R-hat, and Pyro's ``mcmc.summary()`` shows NaN for them and for the
-        effective sample sizes of their site; ``pyro_gs.convergence(mcmc)`` leaves them out.
+        Those entries, such as forbidden pairs, have no R-hat, and Pyro's ``mcmc.summary()`` and ``mcmc.diagnostics()`` have
+        NaN for them and for all effective sample sizes of their site; ``"NaN"`` points to ``pyro_gs.convergence(mcmc)``,
+        which leaves them out.
         """
         constant = {name: int((~visited).sum() + (visited.sum(-1) == 1).sum()) for name, visited in self._visited.items()}
-        return {"acceptance rate": self.acceptance_rate, "constant entries": constant}
+        return {"acceptance rate": self.acceptance_rate, "constant entries": constant, "NaN": _ON_NAN}
 
     def cleanup(self) -> None:
         """Forget the chain, so that the kernel can be pickled and set up anew."""
