@@ -264,7 +264,9 @@ def _run(runners: Mapping[str, Runner], task: Task, progress: bool) -> tuple[dic
             left_out[name] = str(error) if expected else f"{type(error).__name__}: {error}"
             failure = error
     if not results:
-        raise ValueError("none of the methods could run: " + "; ".join(f"{k}: {v}" for k, v in left_out.items())) from failure
+        raise ValueError(
+            "none of the methods could run: " + "; ".join(f"{k}: {v}" for k, v in left_out.items())
+        ) from failure
     return results, left_out
 
 

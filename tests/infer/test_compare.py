@@ -179,7 +179,9 @@ def test_a_likelihood_without_a_gradient_is_no_fit():
     found = pgs.compare(by_argmax, POINTS, methods=methods, budget=0.4, snapshots=2, progress=False)
     assert list(found.results) == ["gumbel-matching, score", "swaps"]
     for name in methods[:2]:
-        assert "no gradient in the matrices of the permutations, as where the model takes their argmax" in found.left_out[name]
+        assert (
+            "no gradient in the matrices of the permutations, as where the model takes their argmax" in found.left_out[name]
+        )
 
 
 def test_a_flat_likelihood_needs_no_gradient():
@@ -221,7 +223,9 @@ def test_any_exception_of_a_method_is_its_own():
 
 @pytest.mark.parametrize("name", ["swaps", "tempering"])
 def test_a_tiny_budget_says_what_is_missing(name):
-    with pytest.raises(ValueError, match=f"budget must leave '{name}' time for a warm-up and 8 samples, but in 1e-05 s it") as i:
+    with pytest.raises(
+        ValueError, match=f"budget must leave '{name}' time for a warm-up and 8 samples, but in 1e-05 s it"
+    ) as i:
         pgs.compare(matching_model.model, ARGS, methods=[name], budget=1e-5, progress=False)
     assert "9223372036854775807" not in str(i.value)
 

@@ -14,8 +14,6 @@ from pyro_gs.infer.mcmc.chain import Chain
 from pyro_gs.infer.mcmc.verification import items_coupled
 
 
-
-
 def ring(items=3, n=3, scale=1.0, seed=0):
     """A plate in which the likelihood of an item is of its own permutation and the next one's."""
     x, y = zip(*(matching_model.noisy_points(n, 0.5, seed + k) for k in range(items)), strict=True)
@@ -137,7 +135,9 @@ def test_a_state_that_lost_its_density_is_an_error():
         kernel.setup(0)
         kernel.step()
         bad.append(True)
-        with pytest.raises(ValueError, match="site 'P' has been moved to have density zero. Either the model does not broad"):
+        with pytest.raises(
+            ValueError, match="site 'P' has been moved to have density zero. Either the model does not broad"
+        ):
             kernel.step()
 
 
