@@ -149,7 +149,6 @@ class LocallyBalanced(PermutationKernel):
 
     def move(self, focus: Focus) -> tuple[int, int]:
         """Exchanges, then cycles."""
-        site = focus.site
         cycles = self._num_cycles if self._num_cycles is not None else focus.default_cycles
         made = accepted = 0
         for _ in range(self._num_steps or focus.items_per_unit):

@@ -54,7 +54,8 @@ class SwapMetropolis(PermutationKernel):
         sites: as in :class:`PermutationKernel`.
         num_steps: proposals of exchanges in a step, of every item where items are independent given the rest, else of the
             site as a whole, each in an item drawn uniformly; by default the number of rows of all items that move as one.
-        num_cycles: proposals of cycles in a step, counted alike; by default one an item where pairs are forbidden, else none.
+        num_cycles: proposals of cycles in a step, counted alike; by default one for each item where pairs are forbidden,
+            else none.
         adapt: whether to learn the proposal during warm-up.
         swap_delta: function of :class:`Swaps` that returns the change of the log joint density by each exchange, (K,); by
             default the attribute ``swap_delta`` of the model, a function of ``(swaps, *args, **kwargs)`` with the model's

@@ -25,8 +25,8 @@ _VALUES = 2
 
 _CAUSES = (
     "Either the model does not broadcast over candidate permutations (write vectorize=False), or items of its plate depend "
-    "on each other (sample them as one event, law.expand([items]).to_event(1), outside of the plate), or swap_delta is wrong "
-    "for some exchange, or the density is random"
+    "on each other (sample them as one event, law.expand([items]).to_event(1), outside of the plate), or swap_delta is "
+    "wrong for some exchange, or the density is random"
 )
 
 

@@ -42,8 +42,7 @@ def test_items_that_depend_inside_their_plate_are_scored_jointly(name):
     chain = Chain(target.joint, target.worst(400))
     kernel.bind(chain, 0)
     assert not chain.focus("P").independent
-    for _ in range(25):
-        kernel.step()
+    steps(kernel, 25)
     assert target.p_value(chain.index) > invariance.FAILURE_RATE
 
 
@@ -99,6 +98,11 @@ def test_a_term_that_shows_where_two_items_change_at_once():
     assert not chain.focus("P").independent
 
 
+def steps(kernel, count):
+    for _ in range(count):
+        kernel.step()
+
+
 def by_company(strength):
     """A term of a state in company, which no candidate of the trial sees: it is of all candidates together."""
 
@@ -116,10 +120,8 @@ def test_scores_that_depend_on_other_candidates_are_found_out():
     kernel = pgs.SwapMetropolis(by_company(2.0))
     kernel.initial_params = {"P": torch.eye(9)[[3, 7, 2, 0, 4, 5, 6, 1, 8]]}
     kernel.setup(0)
-    params = kernel.initial_params
     with pytest.raises(ValueError, match="in a run of the model on them alone, but .* by the scores that led there. Either"):
-        for _ in range(2000):
-            params = kernel.sample(params)
+        steps(kernel, 2000)
 
 
 def test_a_state_that_lost_its_density_is_an_error():
@@ -155,8 +157,7 @@ def test_a_hook_that_is_wrong_where_the_set_up_did_not_look():
     kernel = pgs.SwapMetropolis(model, swap_delta=wrong)
     kernel.setup(0)
     with pytest.raises(ValueError, match="or swap_delta is wrong for some exchange"):
-        for _ in range(3000):
-            kernel.step()
+        steps(kernel, 3000)
 
 
 def test_verification_costs_less_than_one_percent():
@@ -171,8 +172,7 @@ def test_verification_costs_less_than_one_percent():
     kernel = pgs.SwapMetropolis(model)
     kernel.setup(0)
     runs.clear()
-    for _ in range(200):
-        kernel.step()
+    steps(kernel, 200)
     assert 0 < runs.count(False) < 0.01 * len(runs)
 
 
@@ -188,8 +188,7 @@ def test_items_get_as_many_proposals_whether_they_depend_or_not(kernel):
         pyro.set_rng_seed(6)
         moves = kernel()
         moves.bind(Chain(LogJoint(model, (strength,)), {"P": torch.arange(3).expand(1, 8, 3)}), 0)
-        for _ in range(20):
-            moves.step()
+        steps(moves, 20)
         made.append(moves.num_proposed)
     # swaps and balanced ones add or leave out some at random: five standard deviations
     assert made[1] == pytest.approx(made[0], rel=0.2)
