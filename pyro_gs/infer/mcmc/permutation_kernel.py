@@ -38,7 +38,8 @@ class PermutationKernel(MCMCKernel):
     Raises:
         ValueError: both or neither of ``model`` and ``potential_fn`` in :meth:`setup`; a model without a permutation site or
             with other latent sites; ``sites`` that it does not have, or that leave one out which ``initial_params`` does not
-            fix.
+            fix. In a run: a state of density zero at a positive power, or one whose log density is another in a run of the
+            model on it alone, which is made once in 128 runs.
         NotImplementedError: ``jit_compile=True``.
     """
 
