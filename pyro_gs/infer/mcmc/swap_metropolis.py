@@ -60,8 +60,8 @@ class SwapMetropolis(PermutationKernel):
         swap_delta: function of :class:`Swaps` that returns the change of the log joint density by each exchange, (K,); by
             default the attribute ``swap_delta`` of the model, a function of ``(swaps, *args, **kwargs)`` with the model's
             arguments, else the model is run. Compared with the model at 16 exchanges at set-up, and its sum with a run of
-            the model after 256 moves, 1,024 more, and so on. Whether items depend on each other is seen at set-up only, at a few
-            values of each: where they do at others alone, write ``law.expand([items]).to_event(1)`` in place of a plate.
+            the model after 256 moves, 1,024 more, and so on. Whether items depend on each other is seen at set-up only, at
+            a few values of each: where it shows at others alone, write ``law.expand([items]).to_event(1)``, not a plate.
         allowed: as in :class:`PermutationKernel`.
         vectorize: as in :class:`PermutationKernel`.
         jit_compile: not supported.
