@@ -16,7 +16,8 @@ __all__ = ["Ascent", "falling"]
 
 def falling(first: float, last: float, share: float) -> float:
     """A step size that falls geometrically: its value at a share of the way, clamped to [0, 1]."""
-    return first * (last / first) ** min(1.0, max(0.0, share))
+    size: float = first * (last / first) ** min(1.0, max(0.0, share))
+    return size
 
 
 class Ascent:

@@ -2,6 +2,7 @@ import dataclasses
 import functools
 import itertools
 import math
+import time
 from collections.abc import Callable
 
 import numpy as np
@@ -27,7 +28,7 @@ from tutorials.celegans.baselines.map_faq import mask_center, regressions
 from tutorials.celegans.baselines.naive_vi import relaxed_rows, row_kl
 from tutorials.celegans.connectome import Connectome
 from tutorials.celegans.evidence import CollapsedEvidence, Statistics, log_likelihood
-from tutorials.celegans.identification import Identification, match_allowed, onehot, random_allowed
+from tutorials.celegans.identification import Identification, Run, match_allowed, onehot, random_allowed
 from tutorials.celegans.worms import Worms, simulate, swap_pairs
 
 FAILURE_RATE = 2e-5
@@ -327,10 +328,13 @@ def test_method_repeats_itself_and_never_looks_at_the_truth(fit: Fit, tiny: tupl
 
 
 @every_method
-def test_method_stops_when_its_budget_is_spent(fit: Fit, tiny: tuple[Worms, Connectome]) -> None:
+def test_method_stops_when_its_budget_is_spent(
+    fit: Fit, tiny: tuple[Worms, Connectome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Run, "clock", staticmethod(time.process_time))  # which other jobs do not change
     result = fit(*tiny, budget=0.4)
     assert 0.4 <= result.seconds < 2.0
-    assert 5 <= len(result.history) <= 65
+    assert 5 <= len(result.history) <= 130  # two runs where a chain follows the guide
     assert fit(*tiny, budget=60.0, steps=3).seconds < 20
 
 

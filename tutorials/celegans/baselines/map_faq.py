@@ -143,7 +143,6 @@ def fit(
     statistics = Statistics.from_worms(worms)
     evidence = CollapsedEvidence(connectome.adjacency, statistics, worms.sigma, worms.weight_scale)
     search = ExchangeSearch(evidence, worms.allowed, worms.logits) if exchange else None
-    longest = math.inf if budget is None else LONGEST_EXCHANGE * budget
     position = POSITION * worms.weight_scale
     # FAQ's tr(M' P W P') is worth gram's diagonal, in nats
     worth = statistics.gram.diagonal(dim1=1, dim2=2).sum(1) / worms.observed.sum(1) / worms.sigma**2
@@ -170,7 +169,8 @@ def fit(
             if trial_value > value:
                 index, value, moved, moves = trial, trial_value, True, moves + 1
         if search is not None and not moved:
-            index, gain = search.improve(index, seconds=longest)
+            left = math.inf if budget is None else min(LONGEST_EXCHANGE * budget, budget - run.seconds)
+            index, gain = search.improve(index, seconds=left)
             value, moved = value + gain, gain > 0
         if value > best_value:
             best, best_value = index, value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -100,14 +101,15 @@ class RoundingGuide(PyroModule):
     def __init__(self, allowed: Tensor, logits: Tensor) -> None:
         super().__init__()
         self._allowed = allowed
-        self.logits = PyroParam(logits.clone())
+        self.logits: Any = PyroParam(logits.clone())
         spread = torch.full((int(_open(allowed).sum()),), SPREADS[0], dtype=logits.dtype)
-        self.spread = PyroParam(spread, dist.constraints.positive)
+        self.spread: Any = PyroParam(spread, dist.constraints.positive)
 
     def law(self) -> dist.TorchDistribution:
         """The normal law of the entries."""
         mean = sinkhorn(torch.where(self._allowed, self.logits, -math.inf))
-        return dist.Normal(mean[_open(self._allowed)], self.spread).to_event(1)
+        law: dist.TorchDistribution = dist.Normal(mean[_open(self._allowed)], self.spread).to_event(1)
+        return law
 
     def forward(self, *args: object) -> Tensor:
         """Draw the entries."""

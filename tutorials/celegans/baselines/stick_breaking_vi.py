@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -128,12 +129,13 @@ class StickGuide(PyroModule):
 
     def __init__(self, start: Tensor) -> None:
         super().__init__()
-        self.mean = PyroParam(start.clone())
-        self.spread = PyroParam(torch.full_like(start, SPREADS[0]), dist.constraints.positive)
+        self.mean: Any = PyroParam(start.clone())
+        self.spread: Any = PyroParam(torch.full_like(start, SPREADS[0]), dist.constraints.positive)
 
     def law(self) -> dist.TorchDistribution:
         """Their law."""
-        return dist.Normal(self.mean, self.spread).to_event(1)
+        law: dist.TorchDistribution = dist.Normal(self.mean, self.spread).to_event(1)
+        return law
 
     def forward(self, *args: object) -> Tensor:
         """Draw them."""

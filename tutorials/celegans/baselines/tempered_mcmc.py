@@ -186,7 +186,8 @@ def _power(fraction: float, longest: int) -> float:
     if fraction >= ANNEALED:
         return 1.0
     rung = int(RUNGS * fraction / ANNEALED) / RUNGS
-    return min(1.0, HOTTEST * (COOLEST / HOTTEST) ** rung / longest)
+    counted: float = HOTTEST * (COOLEST / HOTTEST) ** rung
+    return min(1.0, counted / longest)
 
 
 def fit(
