@@ -28,7 +28,8 @@ class PartialRestarts:
             for _ in range(80):
                 svi.step(*data)
             restarts.end()
-        restarts.finish()                       # the logits that were fitted to the best
+        restarts.finish()
+        ...                                     # and steps that fit the guide around the best
 
     The same columns are freed in all items of a batch: where items share unknowns, they are confused together.
 
@@ -43,8 +44,8 @@ class PartialRestarts:
     Attributes:
         best: the best permutations so far, a dict by site, shape (..., n, n).
         best_score: their score.
-        count: restarts that ended.
-        accepted: those that scored higher than all before.
+        count: how often :meth:`end` was called.
+        accepted: how often that scored higher than all before.
 
     Raises:
         ValueError: ``share`` or ``logit`` is out of range, or the score of the guide's mode is NaN or +inf.
@@ -89,7 +90,6 @@ class PartialRestarts:
         self.count = self.accepted = 0
         self.best = {name: P.clone() for name, P in guide.median().items()}
         self.best_score = self._scored(self.best)
-        self._logits = self._present()
 
     def _scored(self, matrices: dict[str, Tensor]) -> float:
         value = float(self._score(matrices))
@@ -97,23 +97,26 @@ class PartialRestarts:
             raise ValueError(f"score of the guide's mode is {value}, expected a finite number or -inf")
         return value
 
-    def _present(self) -> dict[str, Tensor]:
-        return {name: self.guide.logits(name).detach().clone() for name in self.best}
-
     @torch.no_grad()
     def begin(self) -> None:
         """Set the guide's logits: ``logit`` at the best matching's kept columns, zero elsewhere."""
         for name, P in self.best.items():
             n = P.shape[-1]
-            order = torch.rand(n, generator=self._generator).argsort()
             free = torch.zeros(n, dtype=torch.bool)
-            free[order[: max(1, round(self.share * n))]] = True
-            start = self.logit * P * ~free.to(P.device)
-            self.guide.set_logits(name, torch.where(self._logits[name] > -torch.inf, start, -torch.inf))
+            free[torch.rand(n, generator=self._generator).argsort()[: max(1, round(self.share * n))]] = True
+            self._start(name, P * ~free.to(P.device))
 
-    def end(self) -> bool:
-        """Keep the guide's mode and logits if the mode scores higher than the best so far; returns whether it does."""
-        matrices = self.guide.median()
+    def end(self, candidate: dict[str, Tensor] | None = None) -> bool:
+        """Keep a matching if it scores higher than the best so far.
+
+        Args:
+            candidate: permutation matrices by site, such as the guide's mode after a local search of one's own; None for the
+                guide's mode.
+
+        Returns:
+            Whether it scored higher.
+        """
+        matrices = self.guide.median() if candidate is None else candidate
         score = self._scored(matrices)
         self.count += 1
         if score <= self.best_score:
@@ -121,10 +124,14 @@ class PartialRestarts:
         self.accepted += 1
         self.best = {name: P.clone() for name, P in matrices.items()}
         self.best_score = score
-        self._logits = self._present()
         return True
 
+    @torch.no_grad()
     def finish(self) -> None:
-        """Give the guide the logits that were fitted to the best matching."""
-        for name, logits in self._logits.items():
-            self.guide.set_logits(name, logits)
+        """Set the guide's logits: ``logit`` at the best matching. Take more steps to fit the guide around it."""
+        for name, P in self.best.items():
+            self._start(name, P)
+
+    def _start(self, name: str, kept: Tensor) -> None:
+        forbidden = self.guide.logits(name) == -torch.inf
+        self.guide.set_logits(name, (self.logit * kept).masked_fill(forbidden, -torch.inf))

@@ -18,7 +18,7 @@ from tutorials.celegans.model import collapsed_model
 from tutorials.celegans.svi import Ascent, falling
 from tutorials.celegans.worms import Worms
 
-__all__ = ["fit", "relabel"]
+__all__ = ["fit"]
 
 SAMPLES = 1
 """Samples of the permutations in a step."""
@@ -26,10 +26,10 @@ SAMPLES = 1
 STEP_SIZES = (0.1, 0.01)
 """Adam's step size at the start and the end of the first stretch, geometric in between."""
 
-FIRST = 0.3
+FIRST = 0.25
 """Share of the run that is the first stretch, at the most."""
 
-FIRST_STEPS = 300
+FIRST_STEPS = 1000
 """Adam steps of the first stretch, at the most."""
 
 RESTART_STEPS = 80
@@ -38,39 +38,20 @@ RESTART_STEPS = 80
 RESTART_SIZES = (0.1, 0.02)
 """Adam's step size at the start and the end of a restart."""
 
-LAST = 0.85
+LAST = 0.8
 """Share of the run after which there are no more restarts: the guide is fitted around the best matching."""
 
-LAST_SIZES = (0.05, 0.01)
+LAST_SIZES = (0.1, 0.01)
 """Adam's step size at the start and the end of that."""
 
-LONGEST_EXCHANGE = 0.1
-"""Share of the budget that one search for exchanges may take."""
+LONGEST_SEARCH = 0.15
+"""Share of the budget that one search for exchanges may take, but for the first, which may go on until `LAST`."""
 
 MARGINAL_SAMPLES = 200
 """Hard samples behind the posterior marginals."""
 
 INITIAL_LOGIT = 3.0
 """Logit that an initial assignment gets above the others."""
-
-
-def relabel(logits: Tensor, old: Tensor, new: Tensor, allowed: Tensor) -> Tensor:
-    """Logits of the same law after identities were exchanged.
-
-    Args:
-        logits: Shape (J, n, n), ``-inf`` where not allowed.
-        old: Shape (J, n), long: permutations before the exchanges.
-        new: Shape (J, n), long: and after them.
-        allowed: Shape (J, n, n), bool.
-
-    Returns:
-        Shape (J, n, n): each column moved to its new label. A candidate that the old label did not have gets
-        the lowest logit of its worm.
-    """
-    source = torch.empty_like(old).scatter_(1, new, old)  # the old label of each new one
-    moved = logits.gather(2, source[:, None, :].expand_as(logits))
-    lowest = torch.where(logits > -torch.inf, logits, torch.inf).amin((1, 2), keepdim=True)
-    return torch.where(allowed, torch.maximum(moved, lowest), -torch.inf)
 
 
 def fit(
@@ -132,21 +113,12 @@ def fit(
     def log_joint(P: dict[str, Tensor]) -> float:
         return float(evidence(P["P"].double()) + (P["P"] * worms.logits).sum())
 
-    gained, taken = 0.0, iter(run)
+    taken = iter(run)
     parts: pgs.PartialRestarts | None = None
-
-    def improve() -> None:
-        """Exchange identities in the guide's mode, and relabel its logits."""
-        nonlocal gained
-        if search is None:
-            return
-        old = pgs.to_index(guide.median()["P"])
-        new, gain = search.improve(old, seconds=math.inf if budget is None else LONGEST_EXCHANGE * budget)
-        guide.set_logits("P", relabel(guide.logits("P").detach(), old, new, allowed))
-        gained += gain
 
     def climb(sizes: tuple[float, float], *, until: float, longest: int | None = None) -> None:
         """Take Adam steps of falling size until a share of the run is over, or so many were taken."""
+        ascent.forget()  # Adam's moments belong to other logits
         began = run.fraction
         for count in itertools.count(1):
             if next(taken, None) is None:
@@ -159,22 +131,27 @@ def fit(
             if run.fraction >= until or count == longest:
                 return
 
+    def improved(share: float) -> dict[str, Tensor]:
+        """The guide's mode after exchanges, the search for which may take a share of the budget."""
+        mode = guide.median()
+        if search is None:
+            return mode
+        index, _ = search.improve(pgs.to_index(mode["P"]), seconds=math.inf if budget is None else share * budget)
+        return {"P": pgs.to_matrix(index)}
+
     if exchange or restarts:
         climb(STEP_SIZES, until=FIRST, longest=FIRST_STEPS)
-        improve()
         parts = pgs.PartialRestarts(guide, log_joint, generator=torch.Generator().manual_seed(seed))
+        parts.end(improved(max(LONGEST_SEARCH, LAST - run.fraction)))
         while restarts and run.fraction < LAST:
             parts.begin()
-            ascent.forget()  # Adam's moments belong to the old logits
             climb(RESTART_SIZES, until=LAST, longest=RESTART_STEPS)
-            improve()
-            parts.end()
+            parts.end(improved(LONGEST_SEARCH))
         parts.finish()
-        ascent.forget()
     climb(STEP_SIZES if parts is None else LAST_SIZES, until=1.0)
     marginals = guide.hard_sample((MARGINAL_SAMPLES,))["P"].double().mean(0)
     index = pgs.to_index(guide.median()["P"])
-    extra = {"steps": float(run.step), "gained by exchanges": gained}
+    extra = {"steps": float(run.step)}
     if parts is not None:
         extra |= {"restarts": float(parts.count), "restarts that rose": float(parts.accepted)}
     return Identification("Gumbel-Sinkhorn VI", marginals, index, run.history, run.seconds, extra)

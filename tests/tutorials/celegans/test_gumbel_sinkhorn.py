@@ -1,4 +1,4 @@
-"""The guide's fit: exchanges against brute force, relabelling, determinism, and that it identifies an easy network."""
+"""The guide's fit: exchanges against brute force, determinism, and that it identifies an easy network."""
 
 import dataclasses
 import itertools
@@ -97,19 +97,6 @@ def test_improving_ends_where_no_exchange_helps():
     assert nothing == 0.0
 
 
-def test_relabelled_logits_have_the_exchanged_mode():
-    _, data, evidence = make(14, 3, known=0.1, eta=0.5)
-    logits = torch.randn(data.allowed.shape).masked_fill(~data.allowed, -torch.inf)
-    old = pgs.to_index(pgs.matching(logits))
-    new, _ = ExchangeSearch(evidence, data.allowed).improve(old)
-    assert not torch.equal(old, new)
-    moved = gumbel_sinkhorn.relabel(logits, old, new, data.allowed)
-    assert torch.equal(moved == -torch.inf, ~data.allowed)
-    rows = torch.arange(14)
-    for j in range(3):
-        assert torch.equal(moved[j, rows, new[j]], logits[j, rows, old[j]])
-
-
 def test_identifies_a_well_recorded_network():
     # Long recordings: the ceiling is one, and so is the answer.
     connectome, data, _ = make(20, 3, steps=2000, known=0.2, eta=0.3)
@@ -129,7 +116,17 @@ def test_identifies_worms_that_show_less():
     assert (result.marginals[~data.allowed] == 0).all()
 
 
-@pytest.mark.parametrize("options", [{}, {"exchange": False}, {"objective": "density"}, {"objective": "tightened_kl"}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"exchange": False},
+        {"restarts": False},
+        {"exchange": False, "restarts": False},
+        {"objective": "density"},
+        {"objective": "tightened_kl"},
+    ],
+)
 def test_same_seed_same_answer(options):
     connectome, data, _ = make(14, 2, known=0.2, eta=0.4)
     runs = [gumbel_sinkhorn.fit(data, connectome, steps=12, seed=3, **options) for _ in range(2)]
