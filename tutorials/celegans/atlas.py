@@ -31,8 +31,11 @@ STARTS = 6
 BLUR = (16.0, 8.0, 4.0, 2.0)
 """Standard deviation, in micrometres, that is added to the atlas in the rounds of the similarity map."""
 
+TRIAL_ROUNDS = 8
+"""Turns of expected assignment and affine regression after which the best map is chosen."""
+
 ROUNDS = 50
-"""Largest number of turns of assignment and affine regression."""
+"""Largest number of turns that the chosen map gets on top."""
 
 SETTLED = 0.05
 """Largest move of a neuron, in micrometres, after which the turns end."""
@@ -87,7 +90,9 @@ class Atlas:
                         f"{field} has shape {tuple(tensor.shape)} and dtype {tensor.dtype}, expected finite float64 of "
                         f"shape {shape} for {n} names"
                     )
-            bad = (torch.linalg.cholesky_ex(covariances).info > 0) | ((covariances - covariances.mT).abs() > 1e-9).any((1, 2))
+            bad = (torch.linalg.cholesky_ex(covariances).info > 0) | ((covariances - covariances.mT).abs() > 1e-9).any(
+                (1, 2)
+            )
             if bad.any():
                 name = self.names[int(bad.nonzero()[0])]
                 raise ValueError(f"{prefix}covariances: that of {name} is not symmetric and positive definite")
@@ -146,7 +151,9 @@ def read_atlas(path: str | Path) -> Atlas:
     others = [column for column in header if column not in ("name", "x", "y", "z", *spread)]
     channels = tuple(column for column in others if not column.endswith("_sd"))
     if sorted(others) != sorted([*channels, *(f"{channel}_sd" for channel in channels)]):
-        raise ValueError(f"{path.name}: colour columns {', '.join(others)}, expected each with its standard deviation, as _sd")
+        raise ValueError(
+            f"{path.name}: colour columns {', '.join(others)}, expected each with its _sd"
+        )
     names = tuple(normalize_name(row[header.index("name")]) for _, row in rows)
     values = {
         column: torch.tensor(
@@ -226,8 +233,13 @@ def register(recording: Recording, atlas: Atlas) -> Registration:
     """
     search = _Search(recording, atlas)
     similar = sorted((search.similarity(*start) for start in search.starts()), key=lambda found: -found[2])
-    hands = [[(A, b) for A, b, _ in similar if (torch.linalg.det(A) > 0) == proper][: STARTS // 2] for proper in (True, False)]
-    A, b, value = max((search.affine(*start) for start in itertools.chain(*hands)), key=lambda found: found[2])
+    hands = [
+        [(A, b) for A, b, _ in similar if (torch.linalg.det(A) > 0) == proper][: STARTS // 2] for proper in (True, False)
+    ]
+    A, b, _ = max(
+        (search.affine(*start, rounds=TRIAL_ROUNDS) for start in itertools.chain(*hands)), key=lambda found: found[2]
+    )
+    A, b, value = search.affine(A, b, rounds=ROUNDS)
     positions = search.x @ A.mT + b
     return Registration(A, b, positions, search.colors_at(search.match(A, b, 0.0)), value)
 
@@ -262,10 +274,10 @@ class _Search:
             )
         if len(self.x) > len(atlas.names):
             raise ValueError(
-                f"recording {recording.name!r} has {len(self.x)} neurons, expected at most the {len(atlas.names)} of the atlas"
+                f"recording {recording.name!r} has {len(self.x)} neurons, expected at most the atlas's {len(atlas.names)}"
             )
         place = {name: i for i, name in enumerate(atlas.names)}
-        anchors = [(m, place[name]) for m, name in enumerate(recording.identities) if name in place]  # type: ignore[index]
+        anchors = [(m, place[name]) for m, name in enumerate(recording.identities) if name in place]
         self.rows, self.columns = torch.tensor(anchors, dtype=torch.long).reshape(-1, 2).unbind(1)
         self.colors = self._check_colors(recording)
 
@@ -276,8 +288,8 @@ class _Search:
         given, wanted = recording.colors.shape[1], self.atlas.color_means.shape[1]
         if given != wanted or (named and recording.channels != self.atlas.channels):
             raise ValueError(
-                f"recording {recording.name!r} has {given} colour channels {recording.channels or ''}, expected those of the "
-                f"atlas, {wanted} {self.atlas.channels or ''}, in the same order"
+                f"recording {recording.name!r} has {given} colour channels {recording.channels or ''}, expected those of "
+                f"the atlas, {wanted} {self.atlas.channels or ''}, in the same order"
             )
         return recording.colors
 
@@ -357,14 +369,14 @@ class _Search:
         each = self.densities(A, b, 0.0, self.colors_at(match))
         return float(each.gather(1, match.unsqueeze(1)).sum())
 
-    def affine(self, A: Tensor, b: Tensor) -> tuple[Tensor, Tensor, float]:
-        """Refine a similarity by expectation and maximization: the map, and its log density."""
+    def affine(self, A: Tensor, b: Tensor, *, rounds: int) -> tuple[Tensor, Tensor, float]:
+        """Refine a map by expectation and maximization: the map, and its log density."""
         match = self.match(A, b, 0.0)
         if len(self.x) < AFFINE_NEURONS:
             return A, b, self._value(A, b, match)
         base = torch.linalg.inv(A)
         colors = self.colors_at(match)
-        for _ in range(ROUNDS):
+        for _ in range(rounds):
             q = self._expected(A, b, colors)
             before = self.x @ A.mT + b
             A, b = self._regress(A, q, base)
@@ -411,5 +423,5 @@ def _similarity(x: Tensor, y: Tensor, mirror: float) -> tuple[Tensor, Tensor]:
     U, _, Vh = torch.linalg.svd(yc.mT @ xc)
     signs = torch.ones(3, dtype=torch.float64)
     signs[2] = mirror * torch.linalg.det(U @ Vh).sign()
-    A = (yc.norm() / xc.norm()) * (U * signs) @ Vh
+    A: Tensor = (yc.norm() / xc.norm()) * (U * signs) @ Vh
     return A, y.mean(0) - A @ x.mean(0)

@@ -16,7 +16,16 @@ from tutorials.celegans.recordings import Recording, known_identity
 __all__ = ["read_nwb", "write_nwb"]
 
 _LABEL_COLUMNS = ("ID_labels", "ROI ids", "labels", "label", "neuron", "name")
-_MICROMETRES = {"um": 1.0, "µm": 1.0, "micron": 1.0, "micrometer": 1.0, "micrometre": 1.0, "m": 1e6, "meter": 1e6, "metre": 1e6}
+_MICROMETRES = {
+    "um": 1.0,
+    "µm": 1.0,
+    "micron": 1.0,
+    "micrometer": 1.0,
+    "micrometre": 1.0,
+    "m": 1e6,
+    "meter": 1e6,
+    "metre": 1e6,
+}
 
 
 def _pynwb() -> Any:
@@ -125,7 +134,9 @@ def _labels(path: Path, module: Any, table: Any, regions: np.ndarray) -> list[st
     words = [_word(label) for label in raw]
     # Unnamed neurons often share an empty label: number them.
     return [
-        f"?{m + 1}" if known_identity(word) is None and (not word or words.count(word) > 1 or word.lower() == "nan") else word
+        f"?{m + 1}"
+        if known_identity(word) is None and (not word or words.count(word) > 1 or word.lower() == "nan")
+        else word
         for m, word in enumerate(words)
     ]
 
@@ -141,7 +152,8 @@ def _positions(path: Path, table: Any, regions: np.ndarray) -> np.ndarray:
     hint = "; or give the places as a CSV (positions=...)"
     if "voxel_mask" in table.colnames:
         voxels = np.array([_center(table["voxel_mask"][int(i)]) for i in regions])
-        return voxels * _spacing(path, table, hint)
+        places: np.ndarray = voxels * _spacing(path, table, hint)
+        return places
     if all(axis in table.colnames for axis in "xyz"):
         return np.array([[float(table[axis][int(i)]) for axis in "xyz"] for i in regions])
     columns = ", ".join(table.colnames) or "none"

@@ -229,6 +229,11 @@ def read_table(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
 
 
 def table_number(path: Path, line: int, column: str, text: str) -> float:
+    """A cell of `read_table` as a finite number.
+
+    Raises:
+        ValueError: If it is none; the message names file, row and column.
+    """
     try:
         value = float(text)
     except ValueError:
