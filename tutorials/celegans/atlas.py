@@ -151,9 +151,7 @@ def read_atlas(path: str | Path) -> Atlas:
     others = [column for column in header if column not in ("name", "x", "y", "z", *spread)]
     channels = tuple(column for column in others if not column.endswith("_sd"))
     if sorted(others) != sorted([*channels, *(f"{channel}_sd" for channel in channels)]):
-        raise ValueError(
-            f"{path.name}: colour columns {', '.join(others)}, expected each with its _sd"
-        )
+        raise ValueError(f"{path.name}: colour columns {', '.join(others)}, expected each with its _sd")
     names = tuple(normalize_name(row[header.index("name")]) for _, row in rows)
     values = {
         column: torch.tensor(
@@ -345,7 +343,8 @@ class _Search:
             assert self.atlas.color_means is not None
             assert self.atlas.color_covariances is not None
             value = value + _log_density(colors, self.atlas.color_means, self.atlas.color_covariances)
-        return value + torch.linalg.slogdet(A).logabsdet
+        per_worm: Tensor = value + torch.linalg.slogdet(A).logabsdet
+        return per_worm
 
     def match(self, A: Tensor, b: Tensor, blur: float, colors: Tensor | None = None) -> Tensor:
         """The best matching with the known neurons in their places: long (m,)."""

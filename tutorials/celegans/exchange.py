@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -35,16 +36,36 @@ _ALL_SUBSETS = 5
 """Up to so many worms every set of them is tried; beyond, all of them, each alone, and all but one."""
 
 
+@dataclass(frozen=True)
+class _Sums:
+    """What rows are scored from. Sums over worms outside and inside of each set of worms in which labels change places.
+
+    The last row and column of ``B``, and column of ``C``, are zeros that stand for padded parents.
+    """
+
+    sets: NDArray[np.bool_]  # (S, J)
+    B_outside: Floats  # (S, n + 1, n + 1)
+    B_inside: Floats
+    C_outside: Floats  # (S, n, n + 1)
+    C_inside: Floats
+    gram: Floats | None  # (J, n + 1, n + 1), where not all worms show all neurons
+    shown: NDArray[np.bool_] | None  # (J, n), the neurons that each worm shows
+
+
 class ExchangeSearch:
     """Scores and makes exchanges of identities at hard permutations.
 
     Args:
         evidence: of the recordings.
         allowed: candidates, bool, shape (J, n, n).
+        logits: log-potentials of the prior, float64, shape (J, n, n); None for the uniform law.
     """
 
-    def __init__(self, evidence: CollapsedEvidence, allowed: Tensor) -> None:
+    def __init__(self, evidence: CollapsedEvidence, allowed: Tensor, logits: Tensor | None = None) -> None:
         self._allowed = allowed.numpy()
+        self._logits = torch.zeros(allowed.shape, dtype=torch.float64).numpy() if logits is None else logits.numpy()
+        observed = evidence.statistics.observed
+        self._observed: NDArray[np.bool_] | None = None if observed is None else observed.numpy()
         worms, n = self._allowed.shape[:2]
         adjacency = evidence.adjacency.numpy()
         precision = 1.0 / evidence.sigma**2
@@ -77,21 +98,32 @@ class ExchangeSearch:
         rows, columns = place[:, :, None], place[:, None, :]
         return self._gram[worm, rows, columns], self._cross[worm, rows, columns]
 
-    def _feasible(self, index: Places) -> NDArray[np.bool_]:
-        """For every pair of labels, the worms in which they may change places, (pairs, J)."""
+    def _sums(self, index: Places, sets: NDArray[np.bool_]) -> _Sums:
+        """What rows are scored from, for sets of worms in which labels change places, bool (S, J)."""
+        gram, cross = self._canonical(index)
+        gram, cross = np.pad(gram, ((0, 0), (0, 1), (0, 1))), np.pad(cross, ((0, 0), (0, 0), (0, 1)))
+        shown = None
+        if self._observed is not None:
+            shown = self._observed[np.arange(len(index))[:, None], index.argsort(1)]
+
+        def split(part: Floats) -> tuple[Floats, Floats]:
+            inside = np.einsum("sj,jab->sab", sets.astype(float), part)
+            return part.sum(0) - inside, inside
+
+        return _Sums(sets, *split(gram), *split(cross), None if shown is None else gram, shown)
+
+    def _feasible(self, index: Places) -> tuple[NDArray[np.bool_], Floats]:
+        """For every pair of labels and worm, whether they may change places, and by how much the prior's log changes."""
         place = index.argsort(1)
         worm = np.arange(len(index))[None, :]
         a, b = self._pairs[:, :1], self._pairs[:, 1:]
         at_a, at_b = place[worm, a], place[worm, b]
-        out: NDArray[np.bool_] = self._allowed[worm, at_a, b] & self._allowed[worm, at_b, a]
-        return out
+        allowed: NDArray[np.bool_] = self._allowed[worm, at_a, b] & self._allowed[worm, at_b, a]
+        logits = self._logits
+        return allowed, logits[worm, at_a, b] + logits[worm, at_b, a] - logits[worm, at_a, a] - logits[worm, at_b, b]
 
-    def _row_scores(self, rows: Places, B: list[Floats], C: list[Floats], sets: Places, swaps: Places) -> Floats:
-        """Evidence of rows after a swap of two labels in a set of worms; one entry of each argument a row.
-
-        ``B[0]`` holds the sums over the worms outside each set, ``B[1]`` those over the worms inside, with a row and a
-        column of zeros at the end that stand for padded parents.
-        """
+    def _row_scores(self, rows: Places, sums: _Sums, sets: Places, swaps: Places) -> Floats:
+        """Evidence of rows after a swap of two labels in a set of worms; one entry of each argument a row."""
         out = np.empty(len(rows))
         degree = self._degrees[rows]
         order = np.argsort(degree, kind="stable")
@@ -111,13 +143,22 @@ class ExchangeSearch:
             parents = self._padded[row, :width]
             to = exchange[each[:, None], parents]
             joint = np.empty((len(part), width + 1, width + 1))
-            np.add(
-                B[0][s[:, None, None], parents[:, :, None], parents[:, None, :]],
-                B[1][s[:, None, None], to[:, :, None], to[:, None, :]],
-                out=joint[:, :width, :width],
-            )
-            joint[:, width, :width] = C[0][s[:, None], row[:, None], parents]
-            joint[:, width, :width] += C[1][s[:, None], exchange[each, row][:, None], to]
+            row_to = exchange[each, row]
+            if sums.gram is None or sums.shown is None:
+                np.add(
+                    sums.B_outside[s[:, None, None], parents[:, :, None], parents[:, None, :]],
+                    sums.B_inside[s[:, None, None], to[:, :, None], to[:, None, :]],
+                    out=joint[:, :width, :width],
+                )
+            else:  # each row has a sum of its own, over the worms that show its neuron
+                joint[:, :width, :width] = 0.0
+                for j, (gram, shown) in enumerate(zip(sums.gram, sums.shown, strict=True)):
+                    inside = sums.sets[s, j]
+                    shows = np.flatnonzero(shown[np.where(inside, row_to, row)])
+                    at = np.where(inside[:, None], to, parents)[shows]
+                    joint[shows, :width, :width] += gram[at[:, :, None], at[:, None, :]]
+            joint[:, width, :width] = sums.C_outside[s[:, None], row[:, None], parents]
+            joint[:, width, :width] += sums.C_inside[s[:, None], row_to[:, None], to]
             joint[:, :width, width] = 0.0  # not read
             diagonal = np.einsum("rkk->rk", joint)
             diagonal[:, :width] += self._prior
@@ -130,7 +171,7 @@ class ExchangeSearch:
     def gains(
         self, index: Tensor, labels: NDArray[np.bool_] | None = None, *, coarse: bool = False
     ) -> tuple[Floats, Places, Places]:
-        """Change of the log evidence by every allowed exchange.
+        """Change of the log joint, evidence and prior, by every allowed exchange.
 
         Args:
             index: present permutations, long, shape (J, n).
@@ -142,14 +183,14 @@ class ExchangeSearch:
             row of :attr:`sets`, shape (moves,).
         """
         hard = index.numpy()
-        gram, cross = self._canonical(hard)
-        gram, cross = np.pad(gram, ((0, 0), (0, 1), (0, 1))), np.pad(cross, ((0, 0), (0, 0), (0, 1)))
-        inside = [np.einsum("sj,jab->sab", self._sets.astype(float), part) for part in (gram, cross)]
-        outside = [part.sum(0) - within for part, within in zip((gram, cross), inside, strict=True)]
-        feasible = self._feasible(hard)
+        sums = self._sums(hard, self._sets)
+        feasible, prior = self._feasible(hard)
         if labels is not None:
             feasible &= labels[self._pairs].any(1, keepdims=True)
         possible = (feasible[:, None, :] | ~self._sets[None]).all(-1)
+        if sums.shown is not None:  # worms that show neither come along, but are no reason to move
+            either = sums.shown[:, self._pairs].any(-1).T
+            possible &= (either[:, None, :] & self._sets[None]).any(-1)
         if coarse:
             size = self._sets.sum(1)
             possible &= (size == 1) | (size == feasible.sum(1)[:, None])
@@ -157,17 +198,18 @@ class ExchangeSearch:
         swaps = self._pairs[pair]
         touched = self._touched[swaps[:, 0]] | self._touched[swaps[:, 1]]
         move, row = np.nonzero(touched)
-        B, C = [outside[0], inside[0]], [outside[1], inside[1]]
-        after = self._row_scores(row, B, C, chosen[move], swaps[move])
-        n = len(self._parents)
-        none = np.zeros((n, 2), dtype=np.int64)
-        before = self._row_scores(np.arange(n), B, C, np.zeros(n, dtype=np.int64), none)
-        total = np.zeros(len(swaps))
-        np.add.at(total, move, after - before[row])
+        after = self._row_scores(row, sums, chosen[move], swaps[move])
+        change = after - self._unmoved(sums)[row]
+        total = np.bincount(move, change, minlength=len(swaps)) + (prior[pair] * self._sets[chosen]).sum(1)
         return total, swaps, chosen
 
+    def _unmoved(self, sums: _Sums) -> Floats:
+        """Evidence of every row as it is."""
+        n = len(self._parents)
+        return self._row_scores(np.arange(n), sums, np.zeros(n, dtype=np.int64), np.zeros((n, 2), dtype=np.int64))
+
     def swap_delta(self, swaps: Swaps) -> Tensor:
-        """Change of the log evidence by exchanges within single worms, the hook of the library's swap kernels.
+        """Change of the log joint by exchanges within single worms, the hook of the library's swap kernels.
 
         Args:
             swaps: exchanges of two observed neurons of a worm each.
@@ -176,18 +218,20 @@ class ExchangeSearch:
             Changes in nats, float64 (K,).
         """
         if swaps.index is not self._present:
-            gram, cross = self._canonical(swaps.index.numpy())
-            gram, cross = np.pad(gram, ((0, 0), (0, 1), (0, 1))), np.pad(cross, ((0, 0), (0, 0), (0, 1)))
-            self._B, self._C = [gram.sum(0) - gram, gram], [cross.sum(0) - cross, cross]
-            n = len(self._parents)
-            nowhere = np.zeros(n, dtype=np.int64)
-            self._before = self._row_scores(np.arange(n), self._B, self._C, nowhere, np.zeros((n, 2), dtype=np.int64))
+            index = swaps.index.numpy()
+            self._alone = self._sums(index, np.eye(len(index), dtype=bool))
+            self._before = self._unmoved(self._alone)
             self._present = swaps.index
         worms = swaps.items.numpy()
         labels = swaps.index[swaps.items[:, None], swaps.rows].numpy()
         move, row = np.nonzero(self._touched[labels[:, 0]] | self._touched[labels[:, 1]])
-        after = self._row_scores(row, self._B, self._C, worms[move], labels[move])
-        return torch.from_numpy(np.bincount(move, after - self._before[row], minlength=len(worms)))
+        after = self._row_scores(row, self._alone, worms[move], labels[move])
+        change = np.bincount(move, after - self._before[row], minlength=len(worms))
+        first, second = swaps.rows.numpy().T
+        a, b = labels.T
+        logits = self._logits
+        change += logits[worms, first, b] + logits[worms, second, a] - logits[worms, first, a] - logits[worms, second, b]
+        return torch.from_numpy(change)
 
     def improve(self, index: Tensor, *, seconds: float = math.inf) -> tuple[Tensor, float]:
         """Make exchanges that raise the evidence, the best first, until none does.

@@ -105,14 +105,15 @@ def fit(
     pyro.set_rng_seed(seed)
     pyro.clear_param_store()
     allowed = worms.allowed
-    evidence = CollapsedEvidence(connectome.adjacency, Statistics.from_traces(worms.traces), worms.sigma, worms.weight_scale)
-    search = ExchangeSearch(evidence, allowed) if exchange else None
+    evidence = CollapsedEvidence(connectome.adjacency, Statistics.from_worms(worms), worms.sigma, worms.weight_scale)
+    search = ExchangeSearch(evidence, allowed, worms.logits) if exchange else None
     guide = pgs.AutoGumbelSinkhorn(collapsed_model, temperature=temperature, init_scale=0.0, objective=objective)
     adam = {"lr": STEP_SIZES[0]}
     optimizer = PyroOptim(torch.optim.Adam, adam)
     elbo = Trace_ELBO(num_particles=samples, vectorize_particles=True, max_plate_nesting=1)
     svi = SVI(pgs.relax(collapsed_model, temperature=temperature), guide, optimizer, elbo)
-    guide(evidence, allowed)
+    data = (evidence, allowed, worms.logits)
+    guide(*data)
     if initial is not None:
         guide.set_logits("P", torch.where(allowed, INITIAL_LOGIT * onehot(initial), -torch.inf))
 
@@ -133,7 +134,7 @@ def fit(
         for inner in optimizer.optim_objs.values():
             for group in inner.param_groups:
                 group["lr"] = adam["lr"]
-        total -= svi.step(evidence, allowed)
+        total -= svi.step(*data)
         count += 1
         if run.due:
             run.record(total / count, pgs.to_index(guide.median()["P"]))

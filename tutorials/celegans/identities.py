@@ -66,9 +66,7 @@ def identity_table(
             f"connectome of {len(connectome)}; expected the recordings and the connectome that the worms were made of"
         )
     if result.index.shape != worms.known.shape:
-        raise ValueError(
-            f"result of shape {tuple(result.index.shape)}, expected {tuple(worms.known.shape)}, as the worms"
-        )
+        raise ValueError(f"result of shape {tuple(result.index.shape)}, expected {tuple(worms.known.shape)}, as the worms")
     rows: list[Identity] = []
     for j, recording in enumerate(recordings):
         for m, label in enumerate(recording.labels):
@@ -81,10 +79,9 @@ def identity_table(
                 for value, place in zip(values.tolist(), places.tolist(), strict=True)
             ]
             others += [("", 0.0)] * (2 - len(others))
-            known = bool(worms.known[j, m])
-            rows.append(
-                Identity(recording.name, label, connectome.names[answer], probability, *others[0], *others[1], known)
-            )
+            (second, p2), (third, p3) = others
+            name, known = connectome.names[answer], bool(worms.known[j, m])
+            rows.append(Identity(recording.name, label, name, probability, second, p2, third, p3, known))
     return rows
 
 

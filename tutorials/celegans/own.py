@@ -33,9 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--positions", nargs="+", metavar="CSV", help="columns label,x,y,z; one a recording, - for none")
     parser.add_argument("--drop", nargs="+", default=[], metavar="LABEL", help="neurons to leave out, where they occur")
     parser.add_argument("--atlas", type=Path, metavar="CSV", help="your atlas; the connectome's own places if not given")
-    parser.add_argument(
-        "--spread", type=float, default=10.0, help="micrometres that worms differ by, without --atlas"
-    )
+    parser.add_argument("--spread", type=float, default=10.0, help="micrometres that worms differ by, without --atlas")
     parser.add_argument("--eta", type=float, help="candidates lie nearer than this along the body (length 1)")
     parser.add_argument("--max-candidates", type=int, help="only so many identities, the densest by place and colour")
     parser.add_argument("--neurons", nargs="+", metavar="NAME", help="keep only these of the connectome")
@@ -54,9 +52,7 @@ def read_all(args: argparse.Namespace) -> list[Recording]:
     """The recordings of a command line, without the neurons to drop."""
     places = args.positions or ["-"] * len(args.recordings)
     if len(places) != len(args.recordings):
-        raise ValueError(
-            f"--positions: {len(places)} for {len(args.recordings)} recordings, expected one each, - for none"
-        )
+        raise ValueError(f"--positions: {len(places)} for {len(args.recordings)} recordings, expected one each, - for none")
     recordings = [
         read_recording(path, positions=None if place == "-" else place)
         for path, place in zip(args.recordings, places, strict=True)

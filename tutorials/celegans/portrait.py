@@ -54,9 +54,7 @@ def draw_worm(recording: Recording, rows: Sequence[Identity], connectome: Connec
         ValueError: If the rows are not those of the recording.
     """
     if [row.label for row in rows] != list(recording.labels):
-        raise ValueError(
-            f"rows: {len(rows)}, not those of {recording.name!r}; expected one for each label, in order"
-        )
+        raise ValueError(f"rows: {len(rows)}, not those of {recording.name!r}; expected one for each label, in order")
     places = _view(recording, rows, connectome)
     order = np.argsort(places[:, 0], kind="stable")
     stretches = [part for part in np.array_split(order, -(-len(order) // PANEL)) if len(part)]

@@ -100,9 +100,7 @@ def to_worms(
     if max_candidates is not None and (isinstance(max_candidates, bool) or max_candidates < 1):
         raise ValueError(f"max_candidates={max_candidates!r}: expected an integer of at least 1")
     if max_candidates is not None and atlas is None:
-        raise ValueError(
-            f"max_candidates={max_candidates} needs an atlas, which tells the candidates to keep"
-        )
+        raise ValueError(f"max_candidates={max_candidates} needs an atlas, which tells the candidates to keep")
     identities = [_identities(recording, connectome) for recording in recordings]
     used = atlas
     if atlas is None and eta is not None:
@@ -134,11 +132,9 @@ def to_worms(
                 logits[j, :m] = prior.logits
     allowed = reveal(allowed, known, identity)
     for j, recording in enumerate(recordings):
-        allowed[j] = _feasible(allowed[j], recording, connectome)
+        _check_matching(allowed[j], recording, connectome)
         if max_candidates is not None:
-            allowed[j] = _feasible(
-                _densest(logits[j], allowed[j], len(recording.labels), max_candidates), recording, connectome
-            )
+            allowed[j] = _densest(logits[j], allowed[j], len(recording.labels), max_candidates)
     observed = torch.tensor([[row < len(recording.labels) for row in range(n)] for recording in recordings])
     lengths = torch.tensor([len(recording.traces) - 1 for recording in recordings])
     return Worms(traces, allowed, known, None, sigma, weight_scale, observed=observed, logits=logits, lengths=lengths)
@@ -206,10 +202,10 @@ def _densest(logits: Tensor, allowed: Tensor, m: int, most: int) -> Tensor:
     return keep
 
 
-def _feasible(allowed: Tensor, recording: Recording, connectome: Connectome) -> Tensor:
-    """The candidates that lie on a permutation: (n, n) to (n, n)."""
+def _check_matching(allowed: Tensor, recording: Recording, connectome: Connectome) -> None:
+    """Refuse candidates (n, n) that leave no matching, and name the neurons that have too few."""
     try:
-        support = find_support(allowed, "allowed", warn=False)
+        find_support(allowed, "allowed", warn=False)
     except ValueError:
         rows, columns = hall_violator(allowed)
         names = _listed([connectome.names[column] for column in columns]) or "none"
@@ -219,4 +215,3 @@ def _feasible(allowed: Tensor, recording: Recording, connectome: Connectome) -> 
             f"only {len(columns)} candidates between them ({names}), so that no matching is left; raise eta, or "
             "look at the known identities nearby"
         ) from None
-    return allowed if support.allowed is None else support.allowed

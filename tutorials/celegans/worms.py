@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_gs.ops.support import find_support
 from tutorials.celegans.connectome import Connectome
 
 __all__ = ["BURN_IN", "Worms", "accuracy", "chance_accuracy", "reveal", "simulate", "swap_pairs"]
@@ -34,7 +35,8 @@ class Worms:
     Attributes:
         traces: Shape (J, T + 1, n), float64: activity by worm, time step and observed neuron. Zero after the end of a
             recording that is shorter than the others.
-        allowed: Shape (J, n, n), bool: ``allowed[j, m, i]`` where observed neuron m may be identity i.
+        allowed: Shape (J, n, n), bool: ``allowed[j, m, i]`` where observed neuron m may be identity i. Candidates that lie
+            on no allowed permutation are taken out.
         known: Shape (J, n), bool: the observed neurons whose identity is given; they have one candidate.
         truth: Shape (J, n), long: the identity of each observed neuron, or None where nobody knows.
         sigma: Standard deviation of the noise, in the units of the traces.
@@ -106,6 +108,9 @@ class Worms:
             raise ValueError(f"logits[{worm}, {neuron}, {identity}] is {value}, expected finite numbers; allowed forbids")
         self._check_padding(times - 1)
         self._check_candidates()
+        pruned = find_support(self.allowed, "allowed", warn=False).allowed
+        if pruned is not None:
+            object.__setattr__(self, "allowed", pruned)
 
     def _check_padding(self, longest: int) -> None:
         wrong = (self.lengths < 1) | (self.lengths > longest)
@@ -249,35 +254,41 @@ def reveal(allowed: Tensor, known: Tensor, identity: Tensor) -> Tensor:
     return torch.where(known.unsqueeze(-1), onehot, allowed & ~taken)
 
 
-def accuracy(index: Tensor, truth: Tensor) -> float:
+def accuracy(index: Tensor, truth: Tensor, observed: Tensor | None = None) -> float:
     """Share of observed neurons whose identity is right, known ones counted in.
 
     Args:
         index: Shape (..., n), long: the identities given.
         truth: The same shape: the right ones.
+        observed: The same shape, bool: the rows that count; None for all.
 
     Raises:
         ValueError: If the shapes differ.
     """
     if index.shape != truth.shape:
         raise ValueError(f"index has shape {tuple(index.shape)}, expected that of truth, {tuple(truth.shape)}")
-    return float((index == truth).double().mean())
+    right = index == truth
+    return float((right if observed is None else right[observed]).double().mean())
 
 
-def swap_pairs(allowed: Tensor) -> Tensor:
-    """List the pairs of observed neurons of one worm that can ever exchange identities.
+def swap_pairs(allowed: Tensor, observed: Tensor | None = None) -> Tensor:
+    """List the pairs of rows of one worm that can ever exchange identities.
 
-    Two neurons can only if they share two candidates. The list does not depend on the assignment, so drawing
-    from it uniformly, and refusing what the assignment at hand forbids, is a symmetric proposal.
+    Two can only if they share two candidates, and at least one was observed. The list does not depend on the
+    assignment, so drawing from it uniformly, and refusing what the assignment at hand forbids, is a symmetric
+    proposal.
 
     Args:
         allowed: Shape (n, n), bool.
+        observed: Shape (n,), bool: the rows that are neurons which were seen; None for all.
 
     Returns:
         Shape (K, 2), long, with the smaller place first.
     """
-    shared = allowed.double() @ allowed.double().mT
-    return (shared > 1.5).triu(1).nonzero()
+    possible = (allowed.double() @ allowed.double().mT > 1.5).triu(1)
+    if observed is not None:
+        possible &= observed.unsqueeze(-1) | observed
+    return possible.nonzero()
 
 
 def chance_accuracy(worms: Worms, *, chains: int = 32, sweeps: int = 60, seed: int = 0) -> float:
@@ -301,8 +312,8 @@ def chance_accuracy(worms: Worms, *, chains: int = 32, sweeps: int = 60, seed: i
     rng = np.random.default_rng(seed)
     n = worms.num_neurons
     total = 0.0
-    for truth, allowed in zip(worms.truth.numpy(), worms.allowed, strict=True):
-        pairs, mask = swap_pairs(allowed).numpy(), allowed.numpy()
+    for truth, allowed, observed in zip(worms.truth.numpy(), worms.allowed, worms.observed, strict=True):
+        pairs, mask, seen = swap_pairs(allowed, observed).numpy(), allowed.numpy(), observed.numpy()
         index, chain = np.tile(truth, (chains, 1)), np.arange(chains)
         if not len(pairs):
             total += 1.0
@@ -314,6 +325,6 @@ def chance_accuracy(worms: Worms, *, chains: int = 32, sweeps: int = 60, seed: i
                 valid = mask[first, b] & mask[second, a]
                 index[chain, first], index[chain, second] = np.where(valid, b, a), np.where(valid, a, b)
             if sweep >= sweeps // 2:
-                hits.append((index == truth).mean())
+                hits.append((index == truth)[:, seen].mean())
         total += float(np.mean(hits))
     return total / worms.num_worms

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from padded import show_less
 from scipy import stats
 from torch import Tensor
 
@@ -44,11 +45,13 @@ def small_connectome(n: int, seed: int = 0) -> Connectome:
 class Enumerated:
     """All allowed permutations of one or two worms of four neurons, their posterior, and exact draws."""
 
-    def __init__(self, worms: int) -> None:
+    def __init__(self, worms: int, sizes: list[int] | None) -> None:
         connectome = small_connectome(4)
         simulated = simulate(connectome, worms=worms, steps=3, known=0.0, eta=0.75, spectral_factor=1.2, seed=3)
-        self.allowed = simulated.allowed
-        statistics = Statistics.from_traces(simulated.traces)
+        if sizes is not None:
+            simulated = show_less(simulated, sizes)
+        self.allowed, self.logits = simulated.allowed, simulated.logits
+        statistics = Statistics.from_worms(simulated)
         self.evidence = CollapsedEvidence(connectome.adjacency, statistics, simulated.sigma, simulated.weight_scale)
         rows = torch.arange(4)
         single = [
@@ -56,8 +59,10 @@ class Enumerated:
         ]
         self.states = torch.tensor(list(itertools.product(*single)))  # (K, J, 4)
         self.number = {tuple(state.flatten().tolist()): k for k, state in enumerate(self.states)}
-        log_joint = torch.cat([self.evidence(onehot(part)) for part in self.states.split(500)])
-        self.probs = log_joint.softmax(0).numpy()
+        log_joint = [
+            self.evidence(onehot(part)) + (onehot(part) * self.logits).sum((1, 2, 3)) for part in self.states.split(500)
+        ]
+        self.probs = torch.cat(log_joint).softmax(0).numpy()
 
     def draw(self, rng: np.random.Generator) -> Tensor:
         return self.states[int(rng.choice(len(self.probs), p=self.probs))]
@@ -76,9 +81,11 @@ def p_value(counts: np.ndarray, probs: np.ndarray) -> float:
     return float(stats.chisquare(observed, wanted * (observed.sum() / wanted.sum())).pvalue)
 
 
-@pytest.fixture(scope="module", params=[1, 2], ids=["1 worm", "2 worms"])
+@pytest.fixture(
+    scope="module", params=[(1, None), (2, None), (2, [3, 4])], ids=["1 worm", "2 worms", "2 worms, one shows less"]
+)
 def enumerated(request: pytest.FixtureRequest) -> Enumerated:
-    return Enumerated(request.param)
+    return Enumerated(*request.param)
 
 
 def test_the_enumerated_posterior_is_neither_flat_nor_a_point(enumerated: Enumerated) -> None:
@@ -95,7 +102,7 @@ def test_collapsed_swaps_leave_the_posterior_invariant(enumerated: Enumerated) -
     moved = 0
     for seed in range(4000):
         start = enumerated.draw(rng)
-        chain = CollapsedSwapChain(enumerated.evidence, enumerated.allowed, start, seed)
+        chain = CollapsedSwapChain(enumerated.evidence, enumerated.allowed, start, seed, enumerated.logits)
         chain.step(4)
         counts[enumerated.state(chain.index)] += 1
         moved += not np.array_equal(chain.index, start.numpy())
@@ -110,7 +117,7 @@ def test_gibbs_swaps_leave_the_posterior_invariant(enumerated: Enumerated) -> No
     moved = 0
     for seed in range(4000):
         start = enumerated.draw(rng)
-        chain = GibbsSwapChain(enumerated.evidence, enumerated.allowed, start, seed, proposals=6)
+        chain = GibbsSwapChain(enumerated.evidence, enumerated.allowed, start, seed, proposals=6, logits=enumerated.logits)
         for k in range(2):
             chain.step()
             counts[k, enumerated.state(chain.index)] += 1
@@ -132,12 +139,12 @@ def test_long_chains_find_the_posterior_from_a_wrong_start(enumerated: Enumerate
     start = enumerated.states[int(enumerated.probs.argmin())]
     total = np.zeros_like(exact)
     if kernel == "collapsed":
-        collapsed = CollapsedSwapChain(enumerated.evidence, enumerated.allowed, start, 0)
+        collapsed = CollapsedSwapChain(enumerated.evidence, enumerated.allowed, start, 0, enumerated.logits)
         for _ in range(6000):
             collapsed.step(5)
             total += np.eye(4)[collapsed.index]
     else:
-        gibbs = GibbsSwapChain(enumerated.evidence, enumerated.allowed, start, 0, proposals=15)
+        gibbs = GibbsSwapChain(enumerated.evidence, enumerated.allowed, start, 0, proposals=15, logits=enumerated.logits)
         for _ in range(6000):
             gibbs.step()
             total += np.eye(4)[gibbs.index]
@@ -147,18 +154,26 @@ def test_long_chains_find_the_posterior_from_a_wrong_start(enumerated: Enumerate
 # Swaps, one by one
 
 
-def middle_sized() -> tuple[Worms, CollapsedEvidence]:
+@pytest.fixture(params=[None, [12, 8]], ids=["all shown", "one shows less"])
+def middle_sized(request: pytest.FixtureRequest) -> tuple[Worms, CollapsedEvidence]:
     connectome = small_connectome(12)
     worms = simulate(connectome, worms=2, steps=40, known=0.1, eta=0.6)
-    statistics = Statistics.from_traces(worms.traces)
+    if request.param is not None:
+        worms = show_less(worms, request.param)
+    statistics = Statistics.from_worms(worms)
     return worms, CollapsedEvidence(connectome.adjacency, statistics, worms.sigma, worms.weight_scale)
 
 
-def test_collapsed_swaps_are_scored_exactly_and_undone_exactly() -> None:
-    worms, evidence = middle_sized()
+def log_joint(worms: Worms, evidence: CollapsedEvidence, index: Tensor) -> float:
+    P = onehot(index)
+    return float(evidence(P) + (P * worms.logits).sum())
+
+
+def test_collapsed_swaps_are_scored_exactly_and_undone_exactly(middle_sized: tuple[Worms, CollapsedEvidence]) -> None:
+    worms, evidence = middle_sized
     assert worms.truth is not None
-    chain = CollapsedSwapChain(evidence, worms.allowed, worms.truth, 0)
-    value = evidence(onehot(worms.truth)).item()
+    chain = CollapsedSwapChain(evidence, worms.allowed, worms.truth, 0, worms.logits)
+    value = log_joint(worms, evidence, worms.truth)
     assert chain.log_evidence == pytest.approx(value, abs=1e-8)
     swapped = 0
     for worm, first, second in chain.pairs.tolist():
@@ -171,27 +186,27 @@ def test_collapsed_swaps_are_scored_exactly_and_undone_exactly() -> None:
             else:
                 assert chain.log_evidence == before[1]
             assert np.array_equal(chain.index, before[0])
-            value = evidence(onehot(torch.from_numpy(chain.index))).item()
+            value = log_joint(worms, evidence, torch.from_numpy(chain.index))
             assert chain.log_evidence == pytest.approx(value, abs=1e-8)
     assert swapped > 20
     assert (chain.accepted, chain.proposed) == (swapped, 2 * len(chain.pairs))
     assert bool(worms.allowed.gather(2, torch.from_numpy(chain.index).unsqueeze(2)).all())
 
 
-def test_collapsed_swaps_are_accepted_by_the_metropolis_rule() -> None:
+def test_collapsed_swaps_are_accepted_by_the_metropolis_rule(middle_sized: tuple[Worms, CollapsedEvidence]) -> None:
     """A log uniform number just below the change of the evidence accepts, one just above refuses."""
-    worms, evidence = middle_sized()
+    worms, evidence = middle_sized
     assert worms.truth is not None
-    value = evidence(onehot(worms.truth)).item()
-    for first, second in swap_pairs(worms.allowed[0]).tolist():
+    value = log_joint(worms, evidence, worms.truth)
+    for first, second in swap_pairs(worms.allowed[1], worms.observed[1]).tolist():
         other = worms.truth.clone()
-        other[0, [first, second]] = other[0, [second, first]]
+        other[1, [first, second]] = other[1, [second, first]]
         if not bool(worms.allowed.gather(2, other.unsqueeze(2)).all()):
             continue
-        change = evidence(onehot(other)).item() - value
+        change = log_joint(worms, evidence, other) - value
         for shift, expected in ((-1e-6, True), (1e-6, False)):
-            chain = CollapsedSwapChain(evidence, worms.allowed, worms.truth, 0)
-            assert chain.propose(0, first, second, change + shift) is expected
+            chain = CollapsedSwapChain(evidence, worms.allowed, worms.truth, 0, worms.logits)
+            assert chain.propose(1, first, second, change + shift) is expected
 
 
 def test_swap_changes_are_the_difference_of_the_sums() -> None:
@@ -205,18 +220,18 @@ def test_swap_changes_are_the_difference_of_the_sums() -> None:
         assert change == pytest.approx((A[:, order][:, :, order] * B).sum() - (A * B).sum(), abs=1e-12)
 
 
-def test_gibbs_swaps_are_those_of_a_plain_metropolis_loop() -> None:
+def test_gibbs_swaps_are_those_of_a_plain_metropolis_loop(middle_sized: tuple[Worms, CollapsedEvidence]) -> None:
     """Scoring in blocks gives what a loop over all proposals gives that computes every likelihood afresh."""
-    worms, evidence = middle_sized()
+    worms, evidence = middle_sized
     assert worms.truth is not None
     W = evidence.sample_weights(onehot(worms.truth), torch.Generator().manual_seed(0))
     start = random_allowed(worms.allowed, torch.Generator().manual_seed(1))
-    chain = GibbsSwapChain(evidence, worms.allowed, start, 7, proposals=300)
+    chain = GibbsSwapChain(evidence, worms.allowed, start, 7, proposals=300, logits=worms.logits)
     chain.swap(W)
 
     rng, index, accepted, valid = np.random.default_rng(7), start.clone(), 0, 0
     for worm in range(2):
-        pairs = swap_pairs(worms.allowed[worm]).numpy()
+        pairs = swap_pairs(worms.allowed[worm], worms.observed[worm]).numpy()
         proposals = pairs[rng.integers(len(pairs), size=300)].tolist()
         log_uniform = np.log1p(-rng.random(300))
         for (p, q), u in zip(proposals, log_uniform, strict=True):
@@ -226,7 +241,8 @@ def test_gibbs_swaps_are_those_of_a_plain_metropolis_loop() -> None:
                 continue
             valid += 1
             both = log_likelihood(onehot(torch.stack([index, other])), W, evidence.statistics, evidence.sigma)
-            if u < float(both[1] - both[0]):
+            places = (onehot(torch.stack([index, other])) * worms.logits).sum((1, 2, 3))
+            if u < float((both + places)[1] - (both + places)[0]):
                 index, accepted = other, accepted + 1
     assert accepted > 10
     assert chain.index.tolist() == index.tolist()
@@ -246,10 +262,11 @@ def test_chains_stand_still_where_everything_is_known() -> None:
 # What every method promises
 
 
-@pytest.fixture(scope="module")
-def tiny() -> tuple[Worms, Connectome]:
+@pytest.fixture(scope="module", params=[None, [7, 9]], ids=["all shown", "one shows less"])
+def tiny(request: pytest.FixtureRequest) -> tuple[Worms, Connectome]:
     connectome = small_connectome(9)
-    return simulate(connectome, worms=2, steps=200, known=0.2, eta=0.5, spectral_factor=1.5), connectome
+    worms = simulate(connectome, worms=2, steps=200, known=0.2, eta=0.5, spectral_factor=1.5)
+    return worms if request.param is None else show_less(worms, request.param), connectome
 
 
 def check(result: Identification, worms: Worms, steps: int) -> None:
@@ -302,6 +319,27 @@ def test_method_finds_the_truth_of_an_easy_problem(fit: Fit) -> None:
     worms = simulate(connectome, worms=3, steps=2000, known=0.5, eta=0.4, spectral_factor=1.3, seed=0)
     assert worms.truth is not None
     assert float((fit(worms, connectome, steps=150).index == worms.truth).double().mean()) > 0.9
+
+
+@every_method
+def test_method_finds_the_neurons_of_a_worm_that_shows_fewer(fit: Fit) -> None:
+    connectome = small_connectome(9)
+    worms = simulate(connectome, worms=3, steps=2000, known=0.5, eta=0.4, spectral_factor=1.3, seed=1)
+    worms = dataclasses.replace(show_less(worms, [9, 7, 8]), logits=torch.zeros(3, 9, 9, dtype=torch.float64))
+    assert worms.truth is not None
+    # single swaps given W leave one of the chains in a cycle of three
+    assert float((fit(worms, connectome, steps=150).index == worms.truth)[worms.observed].double().mean()) > 0.85
+
+
+@every_method
+def test_logits_decide_where_the_recording_cannot(fit: Fit) -> None:
+    connectome = small_connectome(9)
+    worms = simulate(connectome, worms=2, steps=2, known=0.0, eta=0.4, spectral_factor=1.3, seed=0)
+    assert worms.truth is not None
+    told = dataclasses.replace(worms, logits=12 * onehot(worms.truth))
+    right = [float((fit(w, connectome, steps=60).index == w.truth).double().mean()) for w in (worms, told)]
+    assert right[0] < 0.7
+    assert right[1] > 0.9
 
 
 @every_method
@@ -378,11 +416,13 @@ def test_row_kl_is_that_of_categorical_laws() -> None:
         )
         for row in logits
     )
-    torch.testing.assert_close(row_kl(logits), expected)
+    uniform = torch.where(logits > -math.inf, 0.0, -math.inf)
+    torch.testing.assert_close(row_kl(logits, uniform), expected)
+    torch.testing.assert_close(row_kl(logits, logits - 1.0), torch.zeros((), dtype=torch.float64))
     free = logits.clone().nan_to_num(neginf=0.0)
 
     def value(free: Tensor) -> Tensor:
-        return row_kl(torch.where(logits > -math.inf, free, -math.inf))
+        return row_kl(torch.where(logits > -math.inf, free, -math.inf), uniform)
 
     assert torch.autograd.gradcheck(value, (free.requires_grad_(),))
 

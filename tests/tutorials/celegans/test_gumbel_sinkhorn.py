@@ -1,9 +1,12 @@
 """The guide's fit: exchanges against brute force, relabelling, determinism, and that it identifies an easy network."""
 
+import dataclasses
 import itertools
 
 import pytest
 import torch
+from padded import show_less
+from pyro.infer import MCMC
 
 import pyro_gs as pgs
 from tutorials.celegans import gumbel_sinkhorn
@@ -11,18 +14,21 @@ from tutorials.celegans.connectome import load_connectome
 from tutorials.celegans.evidence import CollapsedEvidence, Statistics
 from tutorials.celegans.exchange import ExchangeSearch
 from tutorials.celegans.identification import random_allowed
+from tutorials.celegans.model import collapsed_model
 from tutorials.celegans.worms import accuracy, simulate
 
 pytestmark = pytest.mark.usefixtures("float64_only")
 
 
-def make(n, worms, steps=200, **options):
+def make(n, worms, steps=200, *, sizes=None, **options):
     torch.set_default_dtype(torch.float64)
     whole = load_connectome()
     degree = whole.adjacency.sum(0) + whole.adjacency.sum(1)
     connectome = whole.subset(sorted(degree.argsort(descending=True)[:n].tolist()))  # well connected: all can be told
     data = simulate(connectome, worms=worms, steps=steps, seed=1, **options)
-    evidence = CollapsedEvidence(connectome.adjacency, Statistics.from_traces(data.traces), data.sigma, data.weight_scale)
+    if sizes is not None:
+        data = show_less(data, sizes)
+    evidence = CollapsedEvidence(connectome.adjacency, Statistics.from_worms(data), data.sigma, data.weight_scale)
     return connectome, data, evidence
 
 
@@ -34,18 +40,33 @@ def exchanged(index, pair, worms):
     return out
 
 
+def log_joint(data, evidence, index):
+    P = pgs.to_matrix(index)
+    return float(evidence(P) + (P * data.logits).sum())
+
+
+@pytest.mark.parametrize("sizes", [None, [14, 11, 12, 14, 13, 14]], ids=["all shown", "some show less"])
 @pytest.mark.parametrize("count", [3, 6])
-def test_gains_of_exchanges_are_differences_of_the_evidence(count):
-    _, data, evidence = make(14, count, known=0.1, eta=0.5)
-    search = ExchangeSearch(evidence, data.allowed)
+def test_gains_of_exchanges_are_differences_of_the_log_joint(count, sizes):
+    _, data, evidence = make(14, count, known=0.1, eta=0.5, sizes=sizes and sizes[:count])
+    search = ExchangeSearch(evidence, data.allowed, data.logits)
     index = random_allowed(data.allowed, torch.Generator().manual_seed(0))
     gains, swaps, chosen = search.gains(index)
-    before = float(evidence(pgs.to_matrix(index)))
+    before = log_joint(data, evidence, index)
     for move in range(0, len(gains), max(1, len(gains) // 60)):
         worms = torch.from_numpy(search._sets[chosen[move]])
         after = exchanged(index, swaps[move].tolist(), worms)
         assert bool(data.allowed.gather(2, after[..., None]).all())
-        assert float(gains[move]) == pytest.approx(float(evidence(pgs.to_matrix(after))) - before, abs=1e-6)
+        assert float(gains[move]) == pytest.approx(log_joint(data, evidence, after) - before, abs=1e-6)
+
+
+def test_hook_of_the_swap_kernels_scores_worms_that_show_less():
+    _, data, evidence = make(8, 2, known=0.1, eta=0.5, sizes=[8, 6])
+    search = ExchangeSearch(evidence, data.allowed, data.logits)
+    kernel = pgs.SwapMetropolis(collapsed_model, swap_delta=search.swap_delta)  # which checks the hook against the model
+    mcmc = MCMC(kernel, num_samples=20, warmup_steps=5, disable_progbar=True)
+    mcmc.run(evidence, data.allowed, data.logits)
+    assert bool((mcmc.get_samples()["P"].bool() <= data.allowed).all())
 
 
 def test_every_allowed_exchange_is_scored():
@@ -98,6 +119,14 @@ def test_identifies_a_well_recorded_network():
     assert (result.marginals[~data.allowed] == 0).all()
     assert bool(data.allowed.gather(2, result.index[..., None]).all())
     assert len(result.history) > 10
+
+
+def test_identifies_worms_that_show_less():
+    connectome, data, _ = make(20, 3, steps=2000, known=0.2, eta=0.3, sizes=[17, 20, 18])
+    data = dataclasses.replace(data, logits=torch.zeros(3, 20, 20))
+    result = gumbel_sinkhorn.fit(data, connectome, steps=300, seed=0)
+    assert accuracy(result.index, data.truth, data.observed) > 0.95
+    assert (result.marginals[~data.allowed] == 0).all()
 
 
 @pytest.mark.parametrize("options", [{}, {"exchange": False}, {"objective": "density"}, {"objective": "tightened_kl"}])

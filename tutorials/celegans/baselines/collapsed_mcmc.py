@@ -30,6 +30,9 @@ PROPOSALS = 200
 class CollapsedSwapChain:
     """A Metropolis chain on the permutations of all worms; its target is ``p(P | Y)``, W integrated out.
 
+    Where a worm does not show all neurons, a proposal may also exchange an observed neuron's identity for one that the worm
+    does not show.
+
     A proposal picks a pair of observed neurons of one worm uniformly among those that can ever exchange
     identities, and is refused where the mask forbids. Exchanging the identities a and b of a worm changes
     rows and columns a and b of B and C, hence the evidence of the rows a, b and of their children only. The
@@ -41,9 +44,12 @@ class CollapsedSwapChain:
         allowed: Shape (J, n, n), bool.
         index: Shape (J, n), long: the start, allowed.
         seed: Of all random numbers.
+        logits: Log-potentials of the prior, shape (J, n, n); None for the uniform law.
     """
 
-    def __init__(self, evidence: CollapsedEvidence, allowed: Tensor, index: Tensor, seed: int) -> None:
+    def __init__(
+        self, evidence: CollapsedEvidence, allowed: Tensor, index: Tensor, seed: int, logits: Tensor | None = None
+    ) -> None:
         statistics, adjacency = evidence.statistics, evidence.adjacency.numpy()
         n = statistics.size
         precision = 1 / evidence.sigma**2
@@ -52,7 +58,9 @@ class CollapsedSwapChain:
         self._prior = 1 / evidence.weight_scale**2
         self._log_scale = math.log(evidence.weight_scale)
         self.index: NDArray[np.int64] = index.numpy().copy()
-        pairs = [torch.nn.functional.pad(swap_pairs(mask), (1, 0), value=j) for j, mask in enumerate(allowed)]
+        seen = [None] * len(allowed) if statistics.observed is None else list(statistics.observed)
+        listed = [swap_pairs(mask, observed) for mask, observed in zip(allowed, seen, strict=True)]
+        pairs = [torch.nn.functional.pad(pair, (1, 0), value=j) for j, pair in enumerate(listed)]
         self.pairs: NDArray[np.int64] = torch.cat(pairs).numpy()
 
         place = np.argsort(self.index, axis=1)  # of an identity, in the worm's own order
@@ -64,6 +72,12 @@ class CollapsedSwapChain:
         self._C = np.zeros((n, n + 1))
         self._B[:n, :n], self._C[:, :n] = self._gram.sum(0), self._cross.sum(0)
 
+        self._logits = None if logits is None else logits.numpy()
+        self._shown = None if statistics.observed is None else statistics.observed.numpy()[worm[:, :, 0], place]
+        self._log_prior = (
+            0.0 if self._logits is None else float(np.take_along_axis(self._logits, index.numpy()[..., None], 2).sum())
+        )
+
         self._degrees = adjacency.sum(1)
         self._parents = np.full((n, int(self._degrees.max())), n)
         for i in range(n):
@@ -71,16 +85,15 @@ class CollapsedSwapChain:
         self._touched = adjacency.T | np.eye(n, dtype=bool)  # [a, i]: row i changes when a moves
         self._bound = float(statistics.energy.sum()) * precision + 1.0  # above every b' L^-1 b
         self._constant = float(
-            -0.5 * len(place) * statistics.num_steps * n * math.log(2 * math.pi * evidence.sigma**2)
-            - 0.5 * statistics.energy.sum() * precision
+            -0.5 * statistics.count * math.log(2 * math.pi * evidence.sigma**2) - 0.5 * statistics.energy.sum() * precision
         )
         self._scores = self._score(np.arange(n))
         self.proposed = self.valid = self.accepted = 0
 
     @property
     def log_evidence(self) -> float:
-        """``log p(Y | P)`` of the present permutations, all constants included."""
-        return float(self._scores.sum()) + self._constant
+        """``log p(Y | P)`` of the present permutations, all constants included, and their ``<logits, P>``."""
+        return float(self._scores.sum()) + self._constant + self._log_prior
 
     def _score(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
         """``1/2 b' L^-1 b - 1/2 logdet(s^2 L)`` of rows."""
@@ -88,6 +101,10 @@ class CollapsedSwapChain:
         parents = self._parents[rows, :width]
         joint = np.empty((len(rows), width + 1, width + 1))
         joint[:, :width, :width] = self._B[parents[:, :, None], parents[:, None, :]]
+        if self._shown is not None:  # B is summed over all worms: take away those that do not show the row's neuron
+            for worm, row in zip(*np.nonzero(~self._shown[:, rows]), strict=True):
+                real = parents[row, : self._degrees[rows[row]]]
+                joint[row, : len(real), : len(real)] -= self._gram[worm][real[:, None], real]
         joint[:, width, :width] = self._C[rows[:, None], parents]  # the upper triangle is not read
         diagonal = np.einsum("rkk->rk", joint)
         diagonal[:, :width] += self._prior
@@ -124,14 +141,14 @@ class CollapsedSwapChain:
         C[b, a] -= corners[1]
 
     def propose(self, worm: int, first: int, second: int, log_uniform: float) -> bool:
-        """Exchange the identities of two observed neurons with the Metropolis probability.
+        """Exchange the identities of two rows of a worm with the Metropolis probability.
 
         Args:
             worm: Which worm.
             first: One observed neuron.
             second: Another.
-            log_uniform: Accept where this is less than the change of the log evidence; the log of a uniform
-                number.
+            log_uniform: Accept where this is less than the change of the log joint, evidence and prior; the log of a
+                uniform number.
 
         Returns:
             Whether they were exchanged.
@@ -146,19 +163,35 @@ class CollapsedSwapChain:
         B, C = self._B, self._C
         saved = B[a].copy(), B[b].copy(), C[a].copy(), C[b].copy(), C[:, a].copy(), C[:, b].copy()
         self._exchange(worm, a, b)
+        prior = 0.0
+        if self._logits is not None:
+            logits = self._logits[worm]
+            prior = float(logits[first, b] + logits[second, a] - logits[first, a] - logits[second, b])
+        if self._shown is not None:  # else scoring reads the sums alone
+            self._relabel(worm, a, b)
         scores = self._score(rows)
-        if log_uniform < scores.sum() - self._scores[rows].sum():
+        if log_uniform < scores.sum() - self._scores[rows].sum() + prior:
             self._scores[rows] = scores
+            self._log_prior += prior
             index[first], index[second] = b, a
-            for matrix in (self._gram[worm], self._cross[worm]):
-                matrix[[a, b]] = matrix[[b, a]]
-                matrix[:, [a, b]] = matrix[:, [b, a]]
+            if self._shown is None:
+                self._relabel(worm, a, b)
             self.accepted += 1
             return True
+        if self._shown is not None:
+            self._relabel(worm, a, b)
         B[a], B[b], C[a], C[b], C[:, a], C[:, b] = saved
         n = len(C)
         B[:n, a], B[:n, b] = saved[0][:n], saved[1][:n]
         return False
+
+    def _relabel(self, worm: int, a: int, b: int) -> None:
+        """Exchange two identities in what is held of one worm."""
+        for matrix in (self._gram[worm], self._cross[worm]):
+            matrix[[a, b]] = matrix[[b, a]]
+            matrix[:, [a, b]] = matrix[:, [b, a]]
+        if self._shown is not None:
+            self._shown[worm, [a, b]] = self._shown[worm, [b, a]]
 
     def step(self, proposals: int = 1) -> int:
         """Make proposals; return how many were accepted."""
@@ -201,9 +234,9 @@ def fit(
     run = Run("collapsed MCMC", budget=budget, steps=steps, progress=progress)
     if initial is None:
         initial = random_allowed(worms.allowed, torch.Generator().manual_seed(seed))
-    statistics = Statistics.from_traces(worms.traces)
+    statistics = Statistics.from_worms(worms)
     evidence = CollapsedEvidence(connectome.adjacency, statistics, worms.sigma, worms.weight_scale)
-    chain = CollapsedSwapChain(evidence, worms.allowed, initial, seed)
+    chain = CollapsedSwapChain(evidence, worms.allowed, initial, seed, worms.logits)
     total = torch.zeros_like(worms.allowed, dtype=torch.float64)
     draws = 0
     for _ in run:

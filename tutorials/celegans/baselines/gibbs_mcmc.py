@@ -64,6 +64,50 @@ def _changes(A: Floats, B: Floats, A_lines: Floats, B_lines: Floats, first: Plac
     return change
 
 
+class _Unseen:
+    """What `_changes` counts too much where a worm does not show all neurons.
+
+    ``<K, gram>`` sums a power ``w_i' gram w_i`` over all neurons i, with ``w_i`` what the worm's neurons send to i; those
+    that the worm does not show must not count.
+
+    Args:
+        W: Weights, shape (n, n).
+        index: Identities of the worm's rows, shape (n,).
+        gram: As scaled in the chain, shape (n, n).
+        observed: Rows that are neurons, bool, shape (n,).
+    """
+
+    def __init__(self, W: Floats, index: Places, gram: Floats, observed: NDArray[np.bool_]) -> None:
+        self._index, self._gram, self._observed = index, gram, observed
+        self._sent: Floats = W[:, index]
+        self._received: Floats = self._sent @ gram
+        self._power: Floats = (self._sent * self._received).sum(1)
+        self._unseen = np.ones(len(index), dtype=bool)
+        self._unseen[index[observed]] = False
+
+    def changes(self, first: Places, second: Places) -> Floats:
+        """What to add to `_changes` for pairs of rows, the second of each perhaps not observed: shape (K,)."""
+        gram, received = self._gram, self._received
+        step = self._sent[:, second] - self._sent[:, first]
+        curvature = gram[first, first] + gram[second, second] - 2 * gram[first, second]
+        powers = step * (2 * (received[:, first] - received[:, second]) + step * curvature)
+        change: Floats = -(self._unseen @ powers)
+        out = np.flatnonzero(~self._observed[second])  # here one neuron disappears and another appears
+        leaves, comes = self._index[first[out]], self._index[second[out]]
+        change[out] += powers[comes, out] + self._power[comes] - self._power[leaves] - powers[leaves, out]
+        return change
+
+    def exchange(self, first: int, second: int) -> None:
+        """Follow an exchange that `index` has already seen."""
+        step = self._sent[:, second] - self._sent[:, first]
+        self._sent[:, first] += step
+        self._sent[:, second] -= step
+        self._received += np.outer(step, self._gram[first] - self._gram[second])
+        self._power = (self._sent * self._received).sum(1)
+        self._unseen[:] = True
+        self._unseen[self._index[self._observed]] = False
+
+
 class GibbsSwapChain:
     """A chain on ``(W, P)`` for ``p(W, P | Y)``: W given P by its Gaussian, then swaps of P given W.
 
@@ -79,16 +123,30 @@ class GibbsSwapChain:
         index: Shape (J, n), long: the start, allowed.
         seed: Of all random numbers.
         proposals: Swaps proposed in each worm for each draw of W.
+        logits: Log-potentials of the prior, shape (J, n, n); None for the uniform law.
     """
 
-    def __init__(self, evidence: CollapsedEvidence, allowed: Tensor, index: Tensor, seed: int, *, proposals: int) -> None:
+    def __init__(
+        self,
+        evidence: CollapsedEvidence,
+        allowed: Tensor,
+        index: Tensor,
+        seed: int,
+        *,
+        proposals: int,
+        logits: Tensor | None = None,
+    ) -> None:
         self.evidence = evidence
         self.index: Places = index.numpy().copy()
         self.proposals = proposals
         self._generator = torch.Generator().manual_seed(seed)
         self._rng = np.random.default_rng(seed)
         self._allowed = allowed.numpy()
-        self._pairs: list[Places] = [swap_pairs(mask).numpy() for mask in allowed]
+        observed = evidence.statistics.observed
+        self._observed = None if observed is None else observed.numpy()
+        self._logits = None if logits is None else logits.numpy()
+        seen = [None] * len(allowed) if observed is None else list(observed)
+        self._pairs: list[Places] = [swap_pairs(mask, rows).numpy() for mask, rows in zip(allowed, seen, strict=True)]
         precision = 1 / evidence.sigma**2
         cross = evidence.statistics.cross.numpy() * precision
         gram = evidence.statistics.gram.numpy() * (-0.5 * precision)
@@ -121,12 +179,20 @@ class GibbsSwapChain:
         A = np.ascontiguousarray(model[:, index[:, None], index])
         lines = np.concatenate([A[0], A[0].T, A[1]], 1)
         n = len(index)
+        unseen = None
+        if self._observed is not None and not self._observed[worm].all():
+            unseen = _Unseen(model[0], index, data[1], self._observed[worm])
         start, block = 0, 32
         while start < len(first):
             p, q = first[start : start + block], second[start : start + block]
             valid = np.flatnonzero(mask[p, index[q]] & mask[q, index[p]])
             p, q = p[valid], q[valid]
             changes = _changes(A, data, lines, data_lines, p, q)
+            if unseen is not None:
+                changes += unseen.changes(p, q)
+            if self._logits is not None:
+                logits, a, b = self._logits[worm], index[p], index[q]
+                changes += logits[p, b] + logits[q, a] - logits[p, a] - logits[q, b]
             accepted = np.flatnonzero(log_uniform[start + valid] < changes)
             if not len(accepted):
                 self.valid += len(valid)
@@ -136,6 +202,8 @@ class GibbsSwapChain:
             k = int(accepted[0])
             pair, swapped = [p[k], q[k]], [q[k], p[k]]
             index[pair] = index[swapped]
+            if unseen is not None:
+                unseen.exchange(p[k], q[k])
             A[:, pair] = A[:, swapped]
             A[:, :, pair] = A[:, :, swapped]
             lines[pair] = lines[swapped]
@@ -170,8 +238,8 @@ def fit(
         initial: Shape (J, n), long: an allowed permutation to start from; None draws one.
 
     Returns:
-        Marginals are averaged over the second half of the run; the objective is the log evidence of the
-        permutations, W integrated out.
+        Marginals are averaged over the second half of the run; the objective is the log joint of the permutations and Y,
+        W integrated out.
 
     Raises:
         ValueError: If there is no limit, one is not positive, or ``initial`` is not allowed.
@@ -180,9 +248,9 @@ def fit(
     run = Run("Gibbs MCMC", budget=budget, steps=steps, progress=progress)
     if initial is None:
         initial = random_allowed(worms.allowed, torch.Generator().manual_seed(seed))
-    statistics = Statistics.from_traces(worms.traces)
+    statistics = Statistics.from_worms(worms)
     evidence = CollapsedEvidence(connectome.adjacency, statistics, worms.sigma, worms.weight_scale)
-    chain = GibbsSwapChain(evidence, worms.allowed, initial, seed, proposals=SWEEPS * worms.num_neurons)
+    chain = GibbsSwapChain(evidence, worms.allowed, initial, seed, proposals=SWEEPS * worms.num_neurons, logits=worms.logits)
     total = torch.zeros_like(worms.allowed, dtype=torch.float64)
     draws = 0
     for _ in run:
@@ -192,7 +260,8 @@ def fit(
             draws += 1
         if run.due:
             state = torch.from_numpy(chain.index)
-            run.record(evidence(chain.P).item(), state, acceptance=chain.accepted / max(chain.proposed, 1))
+            log_joint = float(evidence(chain.P) + (chain.P * worms.logits).sum())
+            run.record(log_joint, state, acceptance=chain.accepted / max(chain.proposed, 1))
     marginals = total / draws if draws else chain.P
     extra = {
         "proposals": float(chain.proposed),

@@ -55,14 +55,27 @@ class _Assignment:
     """FAQ's answer to ``max tr(M' P W P')`` for one worm; pairs without a choice are held fixed.
 
     FAQ knows no mask. It starts from the middle of this one, and positions on both diagonals (those of
-    observed neurons are the means over their candidates) draw it there.
+    observed neurons are the means over their candidates) draw it there. Nor does it know a term that is linear in ``P``:
+    logits enter as edges to as many more nodes, which are matched to themselves. Rows that were not observed are zero, as
+    Fishkind et al. (2019) pad the smaller graph.
+
+    Args:
+        M: The worm's own estimate of ``P W P'``, shape (n, n).
+        allowed: Its candidates, bool, shape (n, n).
+        observed: Its neurons, bool, shape (n,).
+        logits: What speaks for each candidate beside M, in the units of the objective, shape (n, n).
+        connectome: The network.
+        position: Size of the positions.
     """
 
-    def __init__(self, M: Tensor, allowed: Tensor, connectome: Connectome, position: float) -> None:
+    def __init__(
+        self, M: Tensor, allowed: Tensor, observed: Tensor, logits: Tensor, connectome: Connectome, position: float
+    ) -> None:
         body = connectome.body - 0.5
-        observed = (allowed * body).sum(-1) / allowed.sum(-1)
-        self._M = (M + position * observed.diag()).numpy()
+        place = observed * (allowed * body).sum(-1) / allowed.sum(-1)
+        self._M = (M + position * place.diag()).numpy()
         self._shift = (position * body.diag()).numpy()
+        self._logits = logits.numpy() if bool(logits.any()) else None
         rows = (allowed.sum(1) == 1).nonzero().squeeze(1)
         columns = allowed[rows].double().argmax(1)
         self._fixed = torch.stack([rows, columns], 1).numpy()
@@ -74,9 +87,15 @@ class _Assignment:
         if not self._start.size:
             return torch.from_numpy(self._fixed[self._fixed[:, 0].argsort(), 1])
         rng = np.random.default_rng(0)  # not used from a given P0, but scipy would look at the global one
-        options = {"maximize": True, "partial_match": self._fixed, "P0": self._start, "rng": rng}
-        result = quadratic_assignment(self._M, W.numpy() + self._shift, method="faq", options=options)
-        return torch.from_numpy(np.asarray(result.col_ind, dtype=np.int64))
+        M, network, fixed, n = self._M, W.numpy() + self._shift, self._fixed, len(self._M)
+        if self._logits is not None:
+            nodes = np.arange(n, 2 * n)
+            M = np.block([[M, self._logits], [np.zeros((n, 2 * n))]])
+            network = np.block([[network, np.eye(n)], [np.zeros((n, 2 * n))]])
+            fixed = np.concatenate([fixed, np.stack([nodes, nodes], 1)])
+        options = {"maximize": True, "partial_match": fixed, "P0": self._start, "rng": rng}
+        result = quadratic_assignment(M, network, method="faq", options=options)
+        return torch.from_numpy(np.asarray(result.col_ind[:n], dtype=np.int64))
 
 
 def fit(
@@ -93,7 +112,7 @@ def fit(
 
     A step takes the conditional mean of W, solves one quadratic assignment in each worm by FAQ (Vogelstein et
     al. 2015), moves to the allowed permutation that agrees most with its answer, and keeps that if the
-    evidence rises. A climb ends when no worm moves.
+    log joint of Y and P rises. A climb ends when no worm moves.
 
     Args:
         worms: The recordings and candidates; their truth is not looked at.
@@ -105,7 +124,7 @@ def fit(
         initial: Shape (J, n), long: an allowed permutation where the first climb starts; None draws one.
 
     Returns:
-        Marginals are the best permutation itself; the objective is its log evidence, W integrated out.
+        Marginals are the best permutation itself; the objective is its log joint with Y, W integrated out.
 
     Raises:
         ValueError: If there is no limit, one is not positive, or ``initial`` is not allowed.
@@ -113,16 +132,23 @@ def fit(
     check_initial(initial, worms.allowed)
     run = Run("MAP", budget=budget, steps=steps, progress=progress)
     generator = torch.Generator().manual_seed(seed)
-    statistics = Statistics.from_traces(worms.traces)
+    statistics = Statistics.from_worms(worms)
     evidence = CollapsedEvidence(connectome.adjacency, statistics, worms.sigma, worms.weight_scale)
     position = POSITION * worms.weight_scale
+    # FAQ's tr(M' P W P') is worth gram's diagonal, in nats
+    worth = statistics.gram.diagonal(dim1=1, dim2=2).sum(1) / worms.observed.sum(1) / worms.sigma**2
+    scaled = worms.logits / worth[:, None, None]
     assignments = [
-        _Assignment(M, mask, connectome, position)
-        for M, mask in zip(regressions(worms, statistics), worms.allowed, strict=True)
+        _Assignment(M, mask, seen, logits, connectome, position)
+        for M, mask, seen, logits in zip(regressions(worms, statistics), worms.allowed, worms.observed, scaled, strict=True)
     ]
 
+    def log_joint(index: Tensor) -> float:
+        P = onehot(index)
+        return float(evidence(P) + (P * worms.logits).sum())
+
     index = random_allowed(worms.allowed, generator) if initial is None else initial.clone()
-    value = evidence(onehot(index)).item()
+    value = log_joint(index)
     best, best_value, climbs, moves = index, value, 1, 0
     for _ in run:
         W = evidence.posterior_weights(onehot(index))
@@ -130,7 +156,7 @@ def fit(
         for worm, assign in enumerate(assignments):
             trial = index.clone()
             trial[worm] = match_allowed(onehot(assign(W)), worms.allowed[worm])
-            trial_value = evidence(onehot(trial)).item()
+            trial_value = log_joint(trial)
             if trial_value > value:
                 index, value, moved, moves = trial, trial_value, True, moves + 1
         if value > best_value:
@@ -139,6 +165,6 @@ def fit(
             run.record(best_value, best, climbs=climbs)
         if not moved:
             index = random_allowed(worms.allowed, generator)
-            value, climbs = evidence(onehot(index)).item(), climbs + 1
+            value, climbs = log_joint(index), climbs + 1
     extra = {"climbs": float(climbs), "acceptance": moves / (run.step * worms.num_worms)}
     return Identification("MAP", onehot(best), best, run.history, run.seconds, extra)

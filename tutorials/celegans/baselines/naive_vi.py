@@ -39,12 +39,17 @@ def relaxed_rows(logits: Tensor, temperature: float, generator: torch.Generator)
     return ((logits - exponential.log()) / temperature).softmax(-1)
 
 
-def row_kl(logits: Tensor) -> Tensor:
-    """KL of the independent rows from uniform rows on the same candidates: (..., n, n) to (...)."""
-    log_q = logits.log_softmax(-1)
+def row_kl(logits: Tensor, prior: Tensor) -> Tensor:
+    """KL of independent rows from independent rows: (..., n, n) to (...).
+
+    Args:
+        logits: Shape (..., n, n), ``-inf`` where not allowed.
+        prior: The same, with the same support.
+    """
+    log_q, log_p = logits.log_softmax(-1), prior.log_softmax(-1)
     allowed = logits > -math.inf
-    negative_entropy = torch.where(allowed, log_q.exp() * log_q.masked_fill(~allowed, 0.0), 0.0).sum((-2, -1))
-    return negative_entropy + allowed.sum(-1).double().log().sum(-1)
+    ratio = log_q.masked_fill(~allowed, 0.0) - log_p.masked_fill(~allowed, 0.0)
+    return torch.where(allowed, log_q.exp() * ratio, 0.0).sum((-2, -1))
 
 
 def fit(
@@ -57,7 +62,7 @@ def fit(
     progress: bool = False,
     initial: Tensor | None = None,
 ) -> Identification:
-    """Fit independent rows by the relaxed evidence with W integrated out, less their KL from uniform rows.
+    """Fit independent rows by the relaxed evidence with W integrated out, less their KL from the prior's rows.
 
     Temperature 1, four samples a step, Adam with a step size that falls from .1 to .01 over the run.
 
@@ -81,11 +86,13 @@ def fit(
     check_initial(initial, worms.allowed)
     run = Run("naive VI", budget=budget, steps=steps, progress=progress)
     generator = torch.Generator().manual_seed(seed)
-    statistics = Statistics.from_traces(worms.traces)
+    statistics = Statistics.from_worms(worms)
     evidence = CollapsedEvidence(connectome.adjacency, statistics, worms.sigma, worms.weight_scale)
     free = torch.zeros_like(worms.allowed, dtype=torch.float64) if initial is None else INITIAL_LOGIT * onehot(initial)
     free.requires_grad_()
     optimizer = torch.optim.Adam([free], lr=STEP_SIZES[0])
+
+    prior = torch.where(worms.allowed, worms.logits, -math.inf)
 
     def logits() -> Tensor:
         return torch.where(worms.allowed, free, -math.inf)
@@ -96,7 +103,7 @@ def fit(
         optimizer.zero_grad()
         current = logits()
         P = relaxed_rows(current.expand(SAMPLES, *current.shape), 1.0, generator)
-        elbo = evidence(P).mean() - row_kl(current).sum()
+        elbo = evidence(P).mean() - row_kl(current, prior).sum()
         torch.autograd.backward(-elbo)
         optimizer.step()
         elbos.append(elbo.item())
