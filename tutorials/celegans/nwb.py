@@ -204,31 +204,36 @@ def write_nwb(path: str | Path, recording: Recording, *, rate: float = 4.0, voxe
         raise ValueError(f"recording {recording.name!r} has no positions, expected a place for each neuron")
     _pynwb()
     from pynwb import NWBHDF5IO, NWBFile
-    from pynwb.ophys import DfOverF, ImageSegmentation, OpticalChannel, RoiResponseSeries
+    from pynwb.ophys import DfOverF, ImageSegmentation, OpticalChannel
 
     start = datetime.datetime(2020, 1, 1, tzinfo=datetime.timezone.utc)
-    nwb = NWBFile("simulated calcium activity of C. elegans", recording.name, start)
+    nwb = NWBFile(
+        session_description="simulated calcium activity of C. elegans", identifier=recording.name, session_start_time=start
+    )
     plane = nwb.create_imaging_plane(
         name="CalciumImVol",
-        optical_channel=OpticalChannel("GCaMP", "activity", 525.0),
+        optical_channel=OpticalChannel(name="GCaMP", description="activity", emission_lambda=525.0),
         description="volume",
-        device=nwb.create_device("simulation"),
+        device=nwb.create_device(name="simulation"),
         excitation_lambda=488.0,
         indicator="GCaMP",
         location="whole worm",
         grid_spacing=[voxel] * 3,
         grid_spacing_unit="micrometers",
     )
-    module = nwb.create_processing_module("CalciumActivity", "activity of segmented neurons")
+    module = nwb.create_processing_module(name="CalciumActivity", description="activity of segmented neurons")
     segmentation = ImageSegmentation(name="CalciumSeriesSegmentation")
     module.add(segmentation)
-    table = segmentation.create_plane_segmentation("one row a neuron", plane, "Neurons")
-    table.add_column("ID_labels", "names given by a human, empty where unknown")
+    table = segmentation.create_plane_segmentation(description="one row a neuron", imaging_plane=plane, name="Neurons")
+    table.add_column(name="ID_labels", description="names given by a human, or ? and a number")
     voxels = ((recording.positions - recording.positions.amin(0)) / voxel).round().long().tolist()
     for label, (x, y, z) in zip(recording.labels, voxels, strict=True):
         table.add_roi(voxel_mask=[(x, y, z, 1.0)], ID_labels=label)
-    region = table.create_roi_table_region("all neurons", region=list(range(len(voxels))))
-    series = RoiResponseSeries("SignalDFoF", recording.traces.numpy(), "a.u.", region, rate=rate)
-    module.add(DfOverF(series, name="DfOverF"))
+    region = table.create_roi_table_region(description="all neurons", region=list(range(len(voxels))))
+    activity = DfOverF(name="DfOverF")
+    module.add(activity)
+    activity.create_roi_response_series(
+        name="SignalDFoF", data=recording.traces.numpy(), unit="a.u.", rois=region, rate=rate
+    )
     with NWBHDF5IO(str(path), "w") as io:
         io.write(nwb)

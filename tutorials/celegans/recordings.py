@@ -244,13 +244,12 @@ def table_number(path: Path, line: int, column: str, text: str) -> float:
 
 
 def _read_npz(path: Path) -> tuple[Tensor, list[str], Tensor | None, Tensor | None, tuple[str, ...] | None]:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {key: np.asarray(file[key]) for key in file.files}
-    except FileNotFoundError:
-        raise
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zipfile.LargeZipFile) as error:
-        raise ValueError(f"{path.name}: no readable .npz of plain arrays, cut off perhaps ({error})") from None
+    with path.open("rb") as handle:
+        try:
+            with np.lib.npyio.NpzFile(handle, allow_pickle=False) as file:
+                arrays = {key: np.asarray(file[key]) for key in file.files}
+        except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
+            raise ValueError(f"{path.name}: no readable .npz of plain arrays, cut off perhaps ({error})") from None
     for key in ("traces", "labels"):
         if key not in arrays:
             raise ValueError(f"{path.name}: no array {key!r}, only {sorted(arrays)}; expected 'traces' and 'labels'")
