@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from tutorials.celegans import gumbel_sinkhorn
 from tutorials.celegans.__main__ import METHODS, set_threads
 from tutorials.celegans.atlas import Atlas, read_atlas
 from tutorials.celegans.connectome import Connectome, load_connectome
@@ -20,6 +21,19 @@ from tutorials.celegans.html_report import write_report
 from tutorials.celegans.identities import identity_table, write_identities
 from tutorials.celegans.preparation import to_worms
 from tutorials.celegans.recordings import Recording, read_recording
+
+__all__ = [
+    "Atlas",
+    "gumbel_sinkhorn",
+    "identity_table",
+    "load_connectome",
+    "main",
+    "read_atlas",
+    "read_recording",
+    "to_worms",
+    "write_identities",
+    "write_report",
+]
 
 
 def build_parser() -> argparse.ArgumentParser:

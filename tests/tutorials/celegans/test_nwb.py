@@ -38,7 +38,9 @@ def build(
 ) -> Path:
     """A file of three neurons of several voxels, with the parts asked for."""
     nwb = pynwb.NWBFile(
-        session_description="test", identifier="x", session_start_time=datetime.datetime(2020, 1, 1, tzinfo=datetime.timezone.utc)
+        session_description="test",
+        identifier="x",
+        session_start_time=datetime.datetime(2020, 1, 1, tzinfo=datetime.timezone.utc),
     )
     options: dict[str, Any] = {} if spacing is None else {"grid_spacing": list(spacing), "grid_spacing_unit": unit}
     plane = nwb.create_imaging_plane(
@@ -100,7 +102,9 @@ def test_places_are_weighted_centres_in_the_order_of_the_traces(tmp_path: Path, 
     torch.testing.assert_close(positions, expected.double(), atol=1e-5, rtol=0)  # float32 in the file
 
 
-@pytest.mark.parametrize(("container", "module"), [("DfOverF", "CalciumActivity"), ("Fluorescence", "ophys"), (None, "ophys")])
+@pytest.mark.parametrize(
+    ("container", "module"), [("DfOverF", "CalciumActivity"), ("Fluorescence", "ophys"), (None, "ophys")]
+)
 def test_activity_is_found_wherever_it_is(tmp_path: Path, container: str | None, module: str) -> None:
     path = build(tmp_path / "worm.nwb", container=container, module=module, series=("ReferenceSeries", "SignalSeries"))
     traces, labels, _ = read_nwb(path)
@@ -135,7 +139,10 @@ def test_positions_may_come_from_a_csv(tmp_path: Path) -> None:
         ({"voxels": False}, r"worm\.nwb: no places of the neurons, the table 'Neurons' has the columns .*positions=\.\.\."),
         ({"spacing": None}, "grid_spacing of the imaging volume is None"),
         ({"unit": "furlongs"}, "grid_spacing_unit is 'furlongs', expected micrometers or meters"),
-        ({"series": ()}, "no activity, expected a RoiResponseSeries in the processing module CalciumActivity; modules: Calcium"),
+        (
+            {"series": ()},
+            "no activity, expected a RoiResponseSeries in the processing module CalciumActivity; modules: Calcium",
+        ),
         ({"series": ("ReferenceTraces",)}, "no activity"),
         ({"series": ("a", "b")}, "several activities .*CalciumActivity/a/a, CalciumActivity/b/b"),
     ],

@@ -27,7 +27,8 @@ def recording(**changes: object) -> Recording:
 
 
 @pytest.mark.parametrize(
-    ("label", "name"), [("DA01", "DA1"), (" avfl ", "AVFL"), ("?", None), ("AVAL?", None), ("", None), ("17", None), ("NaN", None)]
+    ("label", "name"),
+    [("DA01", "DA1"), (" avfl ", "AVFL"), ("?", None), ("AVAL?", None), ("", None), ("17", None), ("NaN", None)],
 )
 def test_labels_name_a_neuron_or_none(label: str, name: str | None) -> None:
     assert known_identity(label) == name
