@@ -138,7 +138,7 @@ def _view(recording: Recording, rows: Sequence[Identity], connectome: Connectome
     if recording.positions is None:
         return np.stack([atlas[:, 1], atlas[:, 2]], 1)
     points = recording.positions.numpy() - recording.positions.numpy().mean(0)
-    own = np.linalg.svd(points, full_matrices=False)[2]
+    own = np.linalg.svd(points)[2]
     along = points @ own[0]
     # Dorsal is where the identities' z rises, across the body.
     up = points - np.outer(along, own[0])

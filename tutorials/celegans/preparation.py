@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from pyro_gs.ops.support import find_support, hall_violator
-from tutorials.celegans.atlas import Atlas, position_logits, register
+from tutorials.celegans.atlas import Atlas
 from tutorials.celegans.connectome import Connectome
 from tutorials.celegans.identification import match_allowed
 from tutorials.celegans.recordings import Recording
+from tutorials.celegans.registration import position_logits, register
 from tutorials.celegans.worms import Worms, reveal
 
 __all__ = ["standardize", "to_worms"]

@@ -165,9 +165,10 @@ def test_the_report_needs_nothing_else_and_escapes_names(tmp_path: Path) -> None
     assert "<b>" not in page
     assert "&lt;b&gt;&amp;other&lt;/b&gt;" in page
     assert "a &lt;test&gt;" in page
+    result, worms, recordings, network = answer()
+    rows = identity_table(result, worms, recordings, network)
     with pytest.raises(ValueError, match="rows: 1, expected one for each neuron"):
-        result, worms, recordings, network = answer()
-        write_report(tmp_path / "x.html", identity_table(result, worms, recordings, network)[:1], recordings, network)
+        write_report(tmp_path / "x.html", rows[:1], recordings, network)
 
 
 def browse(page: Path, folder: Path) -> tuple[str, str]:

@@ -3,10 +3,11 @@ import dataclasses
 import pytest
 import torch
 
-from tutorials.celegans.atlas import Atlas, position_logits, register
+from tutorials.celegans.atlas import Atlas
 from tutorials.celegans.connectome import Connectome, load_connectome
 from tutorials.celegans.preparation import standardize, to_worms
 from tutorials.celegans.recordings import Recording, known_identity
+from tutorials.celegans.registration import position_logits, register
 
 
 def network(n: int = 20) -> Connectome:
@@ -47,7 +48,7 @@ def test_standardized_traces_have_innovations_of_scale_one() -> None:
 
 def test_recordings_of_different_sizes_are_padded() -> None:
     connectome = network(6)
-    a, b, c, d, e, f = connectome.names
+    a, b, c = connectome.names[:3]
     first = recording(["?1", b, "?3"], steps=10)
     second = recording([c, "?2", "?3", "?4", "?5", a], steps=15, name="other")
     worms = to_worms([first, second], connectome, sigma=0.7)
