@@ -104,15 +104,6 @@ class Connectome:
         extent = y.max() - y.min()
         return (y - y.min()) / extent if extent > 0 else torch.zeros_like(y)
 
-    def with_self_connections(self) -> Connectome:
-        """Let every neuron send to itself, as recordings of calcium need, whose traces follow their own past.
-
-        Returns:
-            The same neurons, with a full diagonal.
-        """
-        own = torch.eye(len(self), dtype=torch.bool)
-        return Connectome(self.names, self.adjacency | own, self.position, self.graph)
-
     def index(self, name: str) -> int:
         """Find a neuron's place among the names.
 

@@ -97,7 +97,7 @@ def network(args: argparse.Namespace, recordings: Sequence[Recording]) -> tuple[
                 f"{args.atlas.name} has {len(shared)} of the connectome's {len(connectome)} neurons; the others are left out"
             )
             connectome = connectome.subset(shared)
-    return connectome.with_self_connections(), atlas
+    return connectome, atlas
 
 
 def main(argv: Sequence[str] | None = None) -> int:

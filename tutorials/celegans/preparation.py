@@ -21,19 +21,19 @@ from tutorials.celegans.worms import Worms, reveal
 __all__ = ["standardize", "to_worms"]
 
 
-def standardize(recording: Recording) -> Tensor:
+def standardize(recording: Recording) -> tuple[Tensor, Tensor]:
     """Bring each trace to mean zero and to noise of standard deviation one.
 
     The model takes each trace to be what its senders did a time step before, plus noise of standard deviation
     ``sigma``, the same for all neurons. So a trace is divided by the scale of what its own past does not tell:
-    the residual of a first-order autoregression, fitted by least squares. Its autocorrelation stays; a
-    connectome with ``with_self_connections`` lets the model explain it.
+    the residual of a first-order autoregression, fitted by least squares. Its autocorrelation stays, and the
+    autoregression's coefficient goes into the model beside it, as ``Worms.persistence``: calcium is slow.
 
     Args:
         recording: Of m neurons.
 
     Returns:
-        Shape (T + 1, m), float64.
+        The traces, shape (T + 1, m), and their persistence, shape (m,), both float64.
 
     Raises:
         ValueError: If a trace is constant, or a straight function of its own past; the message names the neuron.
@@ -50,7 +50,7 @@ def standardize(recording: Recording) -> Tensor:
             f"recording {recording.name!r}: the traces of {_listed(names)} have no noise (constant, or {len(centered)} time "
             "steps are too few), expected some; leave them out with without(labels)"
         )
-    return centered / scale
+    return centered / scale, slope
 
 
 def to_worms(
@@ -120,9 +120,10 @@ def to_worms(
     known = torch.zeros(count, n, dtype=torch.bool)
     identity = torch.zeros(count, n, dtype=torch.long)
     logits = torch.zeros(count, n, n, dtype=torch.float64)
+    persistence = torch.zeros(count, n, dtype=torch.float64)
     for j, recording in enumerate(recordings):
         m = len(recording.labels)
-        traces[j, : len(recording.traces), :m] = standardize(recording)
+        traces[j, : len(recording.traces), :m], persistence[j, :m] = standardize(recording)
         rows = torch.tensor([row for row, place in enumerate(identities[j]) if place is not None], dtype=torch.long)
         known[j, rows] = True
         identity[j, rows] = torch.tensor([place for place in identities[j] if place is not None], dtype=torch.long)
@@ -138,7 +139,8 @@ def to_worms(
             allowed[j] = _densest(logits[j], allowed[j], len(recording.labels), max_candidates)
     observed = torch.tensor([[row < len(recording.labels) for row in range(n)] for recording in recordings])
     lengths = torch.tensor([len(recording.traces) - 1 for recording in recordings])
-    return Worms(traces, allowed, known, None, sigma, weight_scale, observed=observed, logits=logits, lengths=lengths)
+    fields = {"observed": observed, "logits": logits, "lengths": lengths, "persistence": persistence}
+    return Worms(traces, allowed, known, None, sigma, weight_scale, **fields)
 
 
 def _listed(names: Sequence[str], most: int = 6) -> str:

@@ -48,6 +48,8 @@ class Worms:
             place and colour: the prior of ``P`` is proportional to ``exp <logits, P>`` on the allowed permutations.
             Zero by default, and at rows that are not observed.
         lengths: Shape (J,), long: number T of transitions in each recording; by default that of the traces.
+        persistence: Shape (J, n), float64, finite: share of each neuron's activity that is left a time step later, as
+            calcium indicators and leaky cells have it; added to what the network sends. Zero by default.
     """
 
     traces: Tensor
@@ -57,9 +59,10 @@ class Worms:
     sigma: float
     weight_scale: float
     weights: Tensor | None = None
-    observed: Tensor = None  # type: ignore[assignment]  # filled in below, as are the next two
+    observed: Tensor = None  # type: ignore[assignment]  # filled in below, as are the next three
     logits: Tensor = None  # type: ignore[assignment]
     lengths: Tensor = None  # type: ignore[assignment]
+    persistence: Tensor = None  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
         """Fill in what was left out, and check that the fields are usable and fit one another."""
@@ -73,6 +76,7 @@ class Worms:
             ("observed", lambda: torch.ones(worms, n, dtype=torch.bool)),
             ("logits", lambda: torch.zeros(worms, n, n, dtype=torch.float64)),
             ("lengths", lambda: torch.full((worms,), times - 1)),
+            ("persistence", lambda: torch.zeros(worms, n, dtype=torch.float64)),
         ):
             if getattr(self, field) is None:
                 object.__setattr__(self, field, default().to(self.traces.device))
@@ -82,6 +86,7 @@ class Worms:
             ("observed", self.observed, (worms, n), torch.bool),
             ("logits", self.logits, (worms, n, n), torch.float64),
             ("lengths", self.lengths, (worms,), torch.long),
+            ("persistence", self.persistence, (worms, n), torch.float64),
         ]
         if self.truth is not None:
             fields.append(("truth", self.truth, (worms, n), torch.long))
@@ -106,6 +111,11 @@ class Worms:
             worm, neuron, identity = (~self.logits.isfinite()).nonzero()[0].tolist()
             value = self.logits[worm, neuron, identity].item()
             raise ValueError(f"logits[{worm}, {neuron}, {identity}] is {value}, expected finite numbers; allowed forbids")
+        if not bool(self.persistence.isfinite().all()):
+            worm, neuron = (~self.persistence.isfinite()).nonzero()[0].tolist()
+            raise ValueError(
+                f"persistence[{worm}, {neuron}] is {self.persistence[worm, neuron].item()}, expected finite numbers"
+            )
         self._check_padding(times - 1)
         self._check_candidates()
         pruned = find_support(self.allowed, "allowed", warn=False).allowed

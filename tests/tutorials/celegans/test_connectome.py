@@ -232,13 +232,3 @@ def test_tables_are_rebuilt_from_the_wheels(tmp_path: Path) -> None:
     build_data.build(Path(os.environ["PYRO_GS_WHEELS"]), tmp_path, datetime.date.fromisoformat(built_on[1]))
     for name in ("neurons.csv", "connections.csv", "SOURCES.md"):
         assert (tmp_path / name).read_bytes() == (DATA / name).read_bytes(), name
-
-
-def test_self_connections_fill_the_diagonal_and_nothing_else() -> None:
-    connectome = load_connectome()
-    own = connectome.with_self_connections()
-    assert own.adjacency.diagonal().all()
-    assert int(own.adjacency.sum()) == 2993 + 279 - 3
-    assert torch.equal(own.adjacency | connectome.adjacency, own.adjacency)
-    assert own.names == connectome.names
-    assert int(connectome.adjacency.diagonal().sum()) == 3

@@ -38,8 +38,9 @@ def test_standardized_traces_have_innovations_of_scale_one() -> None:
         state = torch.tensor([0.0, 0.9, -0.5]) * state + step
         traces.append(100 + torch.tensor([2.0, 0.1, 30.0]) * state)
     worm = dataclasses.replace(recording(["?1", "?2", "?3"]), traces=torch.stack(traces).double())
-    found = standardize(worm)
+    found, persistence = standardize(worm)
     assert found.mean(0).abs().max() < 1e-9
+    torch.testing.assert_close(persistence, torch.tensor([0.0, 0.9, -0.5]).double(), atol=0.02, rtol=0)
     residual = found[1:] - torch.tensor([0.0, 0.9, -0.5]) * found[:-1]
     # A standard deviation over 20,000 numbers has a standard error of .005.
     torch.testing.assert_close(residual.std(0), torch.ones(3, dtype=torch.float64), atol=0.02, rtol=0)
@@ -53,7 +54,7 @@ def test_recordings_of_different_sizes_are_padded() -> None:
     second = recording([c, "?2", "?3", "?4", "?5", a], steps=15, name="other")
     worms = to_worms([first, second], connectome, sigma=0.7)
     assert worms.traces.shape == (2, 15, 6)
-    assert torch.equal(worms.traces[0, :10, :3], standardize(first))
+    assert torch.equal(worms.traces[0, :10, :3], standardize(first)[0])
     assert not worms.traces[0, 10:].any()
     assert not worms.traces[0, :, 3:].any()
     assert worms.observed.sum(1).tolist() == [3, 6]
