@@ -19,8 +19,16 @@ from typing import Any
 import torch
 
 from pyro_gs.infer.objective import OBJECTIVES
-from tutorials.celegans import gumbel_sinkhorn
-from tutorials.celegans.baselines import fit_collapsed_mcmc, fit_gibbs_mcmc, fit_map_faq, fit_naive_vi
+from tutorials.celegans import gumbel_sinkhorn, vi_mcmc, weights_vi
+from tutorials.celegans.baselines import (
+    fit_collapsed_mcmc,
+    fit_gibbs_mcmc,
+    fit_map_faq,
+    fit_naive_vi,
+    fit_rounding_vi,
+    fit_stick_breaking_vi,
+    fit_tempered_mcmc,
+)
 from tutorials.celegans.connectome import Connectome, load_connectome
 from tutorials.celegans.identification import Identification
 from tutorials.celegans.report import draw_figures, markdown_table, write_results
@@ -35,6 +43,12 @@ METHODS: dict[str, tuple[str, Fit]] = {
     "map": ("MAP (FAQ)", fit_map_faq),
     "mcmc": ("MCMC (paper)", fit_gibbs_mcmc),
     "collapsed-mcmc": ("collapsed MCMC", fit_collapsed_mcmc),
+    "gumbel-sinkhorn-w": ("VI with Gaussian W", weights_vi.fit),
+    "rounding": ("rounding VI", fit_rounding_vi),
+    "stick-breaking": ("stick-breaking VI", fit_stick_breaking_vi),
+    "vi-mcmc": ("VI, then MCMC", vi_mcmc.fit),
+    "tempered-mcmc": ("tempered MCMC", fit_tempered_mcmc),
+    "map-exchanges": ("MAP with exchanges", functools.partial(fit_map_faq, exchange=True)),
 }
 """Methods by the name that ``--methods`` takes."""
 
