@@ -34,28 +34,28 @@ def eta_for_candidates(connectome: Connectome, candidates: float, known: float =
 
     Args:
         connectome: The n neurons and their places.
-        candidates: The average wanted, from 1 to what is there when all neurons are within reach.
+        candidates: The average wanted; of those that there are, the nearest is taken.
         known: Share of neurons whose identity is given; the count is rounded.
 
     Returns:
         Eta in body lengths, halfway between two distances.
 
     Raises:
-        ValueError: If no eta gives so many.
+        ValueError: If no eta gives so few or so many.
     """
     n = len(connectome)
     unknown = n - round(known * n)
     share = unknown * (unknown - 1) / (n * (n - 1))  # of the pairs of different neurons, those with both unknown
-    most = 1 + (n - 1) * share
-    if not 1 <= candidates <= most:
-        raise ValueError(f"candidates={candidates!r}: expected 1 to {most:.1f} with {n} neurons and known={known!r}")
-    body = connectome.body
-    distances = torch.pdist(body.unsqueeze(1)).sort().values
-    pairs = round((candidates - 1) * n / (2 * share)) if share else 0  # n (candidates - 1) = 2 pairs share
-    lower = float(distances[pairs - 1]) if pairs else 0.0
-    later = distances[distances > lower]
-    upper = float(later[0]) if len(later) else lower + 1.0
-    return (lower + upper) / 2
+    distances, counts = torch.cat([torch.zeros(1), torch.pdist(connectome.body.unsqueeze(1))]).unique(return_counts=True)
+    averages = 1 + (counts.cumsum(0) - 1) * 2 * share / n
+    least, most = float(averages[0]), float(averages[-1])
+    if not least <= candidates <= most:
+        raise ValueError(
+            f"candidates={candidates!r}: expected {least:.4g} to {most:.4g} with {n} neurons and known={known!r}"
+        )
+    place = int((averages - candidates).abs().argmin())
+    last = place + 1 == len(distances)
+    return float(distances[place] + 1 if last else (distances[place] + distances[place + 1]) / 2)
 
 
 def mean_candidates(worms: Worms) -> float:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import platform
 import subprocess
+import threading
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -160,6 +161,9 @@ def expand(
     return list(jobs)
 
 
+_BUSY = threading.Lock()
+
+
 def run_job(job: Job, software: Provenance) -> dict[str, Any]:
     """Do a job in this process, on one thread.
 
@@ -170,13 +174,18 @@ def run_job(job: Job, software: Provenance) -> dict[str, Any]:
     Returns:
         A record that JSON can hold: ``key``, the settings, the software, ``status`` and what was measured, see
         ``results.py``. An error of the method makes a record with status ``"failed"`` and the message.
+
+    Raises:
+        RuntimeError: If a job is running in another thread of this process: clock and threads belong to the process.
     """
-    record: dict[str, Any] = {"key": job.key(software), **job.settings, **asdict(software), "processor": _processor()}
-    torch.set_default_dtype(torch.float64)
+    if not _BUSY.acquire(blocking=False):
+        raise RuntimeError("a job is running in this process already, expected workers that are processes of one thread")
     threads, clock = torch.get_num_threads(), Run.clock
-    torch.set_num_threads(1)
-    Run.clock = staticmethod(time.perf_counter if job.clock == "wall" else time.process_time)
+    record: dict[str, Any] = {"key": job.key(software), **job.settings, **asdict(software), "processor": _processor()}
     try:
+        torch.set_default_dtype(torch.float64)
+        torch.set_num_threads(1)
+        Run.clock = staticmethod(time.perf_counter if job.clock == "wall" else time.process_time)
         with threadpool_limits(1):
             return record | {"status": "done", **_measure(job)}
     except Exception as error:
@@ -184,6 +193,7 @@ def run_job(job: Job, software: Provenance) -> dict[str, Any]:
     finally:
         torch.set_num_threads(threads)
         Run.clock = staticmethod(clock)
+        _BUSY.release()
 
 
 def _measure(job: Job) -> dict[str, Any]:

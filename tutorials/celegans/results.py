@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -128,7 +129,7 @@ class Results:
         rows = []
         for record in records:
             row = {name: record.get(name) for name in COLUMNS}
-            row |= {"tables": " ".join(_tables(record)), "chance": chance.get(_data(record))}
+            row |= {"tables": " ".join(_tables().get(_cell(record), [])), "chance": chance.get(_data(record))}
             rows.append({name: f"{x:.8g}" if isinstance(x, float) else x for name, x in row.items()})
         _replace(self.folder / "results.csv", COLUMNS, rows)
         bins = [
@@ -139,15 +140,23 @@ class Results:
         _replace(self.folder / "reliability.csv", RELIABILITY_COLUMNS, bins)
 
 
-def _data(record: Mapping[str, Any]) -> tuple[Any, ...]:
+def _data(record: Mapping[str, Any]) -> tuple[Cell, int]:
     """What the data of a record depend on."""
-    return (*(record[name] for name in Cell().settings), record["seed"])
+    return _cell(record), record["seed"]
 
 
-def _tables(record: Mapping[str, Any]) -> list[str]:
-    """Names of the tables, at full or at small size, that hold a record's cell."""
-    cell = Cell(**{name: record[name] for name in Cell().settings})
-    return [name for name, table in TABLES.items() if cell in table.cells or cell in table.quick().cells]
+def _cell(record: Mapping[str, Any]) -> Cell:
+    return Cell(**{name: record[name] for name in Cell().settings})
+
+
+@functools.cache
+def _tables() -> dict[Cell, list[str]]:
+    """Names of the tables that hold a cell, at full or at small size."""
+    names: dict[Cell, list[str]] = {}
+    for name, table in TABLES.items():
+        for cell in (*table.cells, *table.quick().cells):
+            names.setdefault(cell, []).append(name)
+    return names
 
 
 def _replace(path: Path, columns: Iterable[str], rows: Iterable[Mapping[str, Any]]) -> None:

@@ -70,7 +70,8 @@ class Shown:
     def seeds(self) -> str:
         """How many seeds the lines have."""
         counts = {len(values) for key in self.rows if (values := self.values(*key))}
-        return f"{max(counts)}" if len(counts) == 1 else f"{min(counts)} to {max(counts)}"
+        least, most = min(counts), max(counts)
+        return f"{most} seed{'s' * (most > 1)}" if least == most else f"{least} to {most} seeds"
 
 
 def _read(path: Path, columns: Sequence[str]) -> pd.DataFrame:
@@ -162,14 +163,14 @@ def show(name: str, frame: pd.DataFrame) -> Shown | None:
         frame: From `load`.
 
     Returns:
-        None where nothing is.
+        None where nothing is, or nothing but the base cell that other tables share.
     """
     full = TABLES[name]
     present = set(frame["cell"])
     quick = not any(cell in present for cell in full.cells)
     pairs = list(zip(full.cells, (full.quick() if quick else full).cells, strict=True))
     pairs = [(large, cell) for large, cell in pairs if cell in present]
-    if not pairs:
+    if not pairs or ([large for large, _ in pairs] == [BASE] and name != "base"):
         return None
     cells = tuple(cell for _, cell in pairs)
     ours = frame[frame["cell"].isin(cells)]
@@ -181,7 +182,7 @@ def show(name: str, frame: pd.DataFrame) -> Shown | None:
             match = of_cell[of_cell["method"] == line.method]
             rows[cell, line] = match if line.objective is None else match[match["objective"] == line.objective]
     labels = [_label(name, large) for large, _ in pairs]
-    return Shown(name, replace(full, cells=cells), labels, lines, rows, _paper(name, pairs), quick)
+    return Shown(name, replace(full, cells=cells), labels, lines, rows, {} if quick else _paper(name, pairs), quick)
 
 
 def _lines(full: Table, rows: pd.DataFrame, cells: int) -> list[Line]:

@@ -44,7 +44,8 @@ def run(
     in the folder beside the new ones.
 
     Where the jobs run is joblib's matter: ``joblib.parallel_config`` around this call chooses processes of this machine, a
-    Dask cluster or any backend that is registered with joblib.
+    Dask cluster or any backend that is registered with joblib (``ray.util.joblib.register_ray()`` registers Ray). Each
+    worker must be a process that does one job at a time.
 
     Args:
         jobs: In the order in which they start.
@@ -101,12 +102,20 @@ def _outcome(record: dict[str, Any]) -> str:
 
 @contextlib.contextmanager
 def _backend(name: str, workers: int) -> Iterator[None]:
-    """Where the jobs run; for Dask a client of the cluster in ``DASK_SCHEDULER_ADDRESS``, or of a new local one."""
+    """Where the jobs run; with Dask on the cluster of ``DASK_SCHEDULER_ADDRESS``, or on one made here."""
     with contextlib.ExitStack() as stack:
         if name == "dask":
-            from distributed import Client
-
-            stack.enter_context(Client(set_as_default=True))
+            try:
+                import dask
+                from distributed import Client, LocalCluster
+            except ImportError as error:
+                raise ValueError("backend='dask': expected the package dask[distributed] to be installed") from error
+            cluster = dask.config.get("scheduler-address", None)
+            if cluster is None:
+                own = LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None)
+                cluster = stack.enter_context(own)
+            stack.enter_context(Client(cluster))
+            workers = -1  # as many as the cluster has
         stack.enter_context(joblib.parallel_config(name, n_jobs=workers))
         yield
 
