@@ -77,7 +77,8 @@ class Shown:
 def _read(path: Path, columns: Sequence[str]) -> pd.DataFrame:
     if not path.exists():
         raise ValueError(f"{path}: no such file, expected the results of python -m tutorials.celegans.sweep")
-    frame = pd.read_csv(path, dtype={"key": str, "commit": str}, float_precision="round_trip")
+    # settings as they are written: cells are compared, and pandas may be off in the last digit
+    frame = pd.read_csv(path, dtype=dict.fromkeys(("key", "commit", *BASE.settings), str))
     missing = [name for name in columns if name not in frame]
     if missing:
         raise ValueError(f"{path}: columns {', '.join(missing)} are missing, expected those that the sweep writes")
@@ -105,13 +106,8 @@ def load(folder: Path, budget: float | None = None) -> tuple[pd.DataFrame, pd.Da
         frame = frame[(frame["budget"] == budget) | (frame["method"] == "chance")]
     if frame.empty:
         raise ValueError(f"{folder / 'results.csv'}: no job is done{'' if budget is None else f' with budget {budget:g}'}")
-    names = list(Cell().settings)
-
-    def cell(row: Any) -> Cell:
-        settings: dict[str, Any] = {k: None if pd.isna(x) else x for k, x in zip(names, row, strict=True)}
-        return Cell(**settings)
-
-    frame = frame.assign(cell=[cell(row) for row in frame[names].itertuples(index=False)])
+    settings = zip(*(frame[name] for name in BASE.settings), strict=True)
+    frame = frame.assign(cell=[_cell(row) for row in settings])
     frame[GAIN] = frame["log_evidence"] - frame["log_evidence_truth"]
     for found, rows in frame[frame["method"] != "chance"].groupby("cell", sort=False):
         kinds = rows[["budget", "clock"]].drop_duplicates()
@@ -120,6 +116,15 @@ def load(folder: Path, budget: float | None = None) -> tuple[pd.DataFrame, pd.Da
             raise ValueError(f"{folder}: {found} has results of {listed}; choose with --budget, or keep clocks apart")
     frame = frame.drop_duplicates(["cell", "seed", "method", "objective"], keep="last")
     return frame, _read(folder / "reliability.csv", RELIABILITY_COLUMNS)
+
+
+def _cell(row: Sequence[Any]) -> Cell:
+    """The cell of settings as they are in the CSV."""
+    settings: dict[str, Any] = {}
+    for (name, default), text in zip(BASE.settings.items(), row, strict=True):
+        kind = float if default is None else type(default)
+        settings[name] = None if pd.isna(text) else kind(text)
+    return Cell(**settings)
 
 
 def published(table: str) -> pd.DataFrame:
@@ -174,7 +179,7 @@ def show(name: str, frame: pd.DataFrame) -> Shown | None:
         return None
     cells = tuple(cell for _, cell in pairs)
     ours = frame[frame["cell"].isin(cells)]
-    lines = [Line("chance", None, "chance"), *_lines(full, ours, len(cells)), Line("ceiling", None, "ceiling")]
+    lines = [Line("chance", None, "chance"), *_lines(full, ours), Line("ceiling", None, "ceiling")]
     rows = {}
     for cell in cells:
         of_cell = ours[ours["cell"] == cell]
@@ -185,13 +190,14 @@ def show(name: str, frame: pd.DataFrame) -> Shown | None:
     return Shown(name, replace(full, cells=cells), labels, lines, rows, {} if quick else _paper(name, pairs), quick)
 
 
-def _lines(full: Table, rows: pd.DataFrame, cells: int) -> list[Line]:
+def _lines(full: Table, rows: pd.DataFrame) -> list[Line]:
     """The methods of a table. Cells that it shares with others hold more; these do not make a line."""
     lines = []
     for method, (title, _) in METHODS.items():
         found = rows[rows["method"] == method]
         own = not full.methods or method in full.methods
-        if found.empty or not (own or found["cell"].nunique() > min(1, cells - 1)):
+        asked = len(full.objectives) == 1 and found["cell"].nunique() > 1  # not only in the cell that others share
+        if found.empty or not (own or asked):
             continue
         if found["objective"].isna().all():
             lines.append(Line(method, None, title))

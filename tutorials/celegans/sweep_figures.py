@@ -170,7 +170,7 @@ def draw_reliability(path: Path, shown: Shown, bins: pd.DataFrame) -> Path:
         color = COLORS["ceiling"] if line is shown.lines[-1] else _color(line, shown)
         curve.plot([0, 1], [0, 1], color="black", lw=0.7, ls=":")
         curve.plot(sure, right, "o-", color=color, ms=4)
-        curve.set(xlim=(0, 1), ylim=(0, 1.03))
+        curve.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.03))
         curve.set_title(f"{line.title}\nerror {error:.3f}", fontsize=8)
         counts.bar(used.index / 10 + 0.05, used["count"], width=0.09, color=color)
         counts.set_yscale("log")
@@ -180,5 +180,6 @@ def draw_reliability(path: Path, shown: Shown, bins: pd.DataFrame) -> Path:
             counts.set_ylabel("answers")
         if place + columns >= len(lines):
             counts.set_xlabel("probability")
+            counts.tick_params(labelbottom=True)
     figure.suptitle(f"{_title(shown)} Unknown neurons, all cells and seeds pooled", fontsize=9)
     return _save(figure, path)

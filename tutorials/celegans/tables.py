@@ -22,8 +22,10 @@ def _figure(values: Sequence[float], digits: int) -> str:
     """Median, and lowest and highest where there are several."""
     if not values:
         return ""
-    median = f"{statistics.median(values):.{digits}f}"
-    return median if len(values) == 1 else f"{median} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+    median, low, high = (
+        f"{round(x, digits) + 0.0:.{digits}f}" for x in (statistics.median(values), min(values), max(values))
+    )  # + 0.0: no minus before a zero
+    return median if len(values) == 1 else f"{median} ({low} to {high})"
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
