@@ -142,8 +142,8 @@ def draw_curves(path: Path, found: Sequence[Shown]) -> Path:
 def draw_reliability(path: Path, shown: Shown, bins: pd.DataFrame) -> Path:
     """Share of right answers against the probability they were given, pooled over cells and seeds, a panel a method."""
     lines = [*shown.methods, shown.lines[-1]]
-    columns = min(_PANELS_A_ROW, len(lines))
-    rows = -(-len(lines) // columns)
+    rows = -(-len(lines) // 5)
+    columns = -(-len(lines) // rows)
     figure, axes = plt.subplots(
         2 * rows,
         columns,
