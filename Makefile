@@ -14,7 +14,7 @@ SWEEP ?= --jobs 2
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[tutorials,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[tutorials,nwb,dev]'
 	touch $@
 
 celegans: $(VENV)/.installed

@@ -7,10 +7,13 @@ temperature falls to zero their values are drawn to the vertices.
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.distributions import Transform
 from torch.distributions import constraints as torch_constraints
 
@@ -122,24 +125,8 @@ class StickBreakingTransform(_Tempered):
     def _call(self, psi: Tensor) -> Tensor:
         value, tau = self._checked(psi, "psi")
         share, rest = (value / tau).sigmoid(), (-value / tau).sigmoid()
-        n = value.shape[-1] + 1
-        whole = torch.ones_like(value[..., 0, 0])
-        columns, rows = [whole] * n, []
-        for i in range(n - 1):
-            # What is left of row i, of the columns from j on less that row, and of the columns after j.
-            row, beyond, entries = whole, (n - 1 - i) * whole, []
-            after = torch.stack(columns, -1).flip(-1).cumsum(-1).flip(-1)
-            for j in range(n - 1):
-                column, others = columns[j], after[..., j + 1]
-                width = torch.minimum(torch.minimum(row, beyond), torch.minimum(column, others))
-                taken, left = share[..., i, j] * width, rest[..., i, j] * width
-                entries.append(taken + (row - others).relu())
-                beyond = taken + (others - row).relu()
-                columns[j] = left + (column - row).relu()
-                row = left + (row - column).relu()
-            rows.append(torch.stack([*entries, row], -1))
-            columns[-1] = beyond
-        P = torch.stack([*rows, torch.stack(columns, -1)], -2)
+        P = _break_sticks(share.reshape(-1, *share.shape[-2:]), rest.reshape(-1, *rest.shape[-2:]))
+        P = P.reshape(*value.shape[:-2], *P.shape[-2:])
         return RelaxedPermutation.wrap(P.to(psi.dtype), P.log())
 
     def _inverse(self, P: Tensor) -> Tensor:
@@ -158,6 +145,93 @@ class StickBreakingTransform(_Tempered):
         taken, left = _shares(log_of(y))
         terms = taken + left - torch.logaddexp(taken, left) - tau.log()
         return terms.sum((-2, -1)).to(y.dtype)
+
+
+class _BreakSticks(torch.autograd.Function):
+    """The doubly stochastic matrices of the shares that entries take of their sticks: (k, m, m) twice to (k, m + 1, m + 1).
+
+    Every entry needs those before it: a loop over numbers, which Python does 50 times faster than one over tensors (four
+    matrices of 111 rows). Each step is a choice among linear functions, which the way back repeats. First derivatives only.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, share: Tensor, rest: Tensor) -> Tensor:
+        ctx.save_for_backward(share, rest)
+        results = [_fill(*matrices) for matrices in zip(share.tolist(), rest.tolist(), strict=True)]
+        ctx.choices = [choices for _, choices in results]
+        n = share.shape[-1] + 1
+        return share.new_tensor([P for P, _ in results]).reshape(len(results), n, n)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        share, rest = ctx.saved_tensors
+        items = zip(grad.tolist(), share.tolist(), rest.tolist(), ctx.choices, strict=True)
+        back = [_fill_back(*item) for item in items]
+        return share.new_tensor([d for d, _ in back]).reshape(share.shape), share.new_tensor([d for _, d in back]).reshape(
+            share.shape
+        )
+
+
+_break_sticks: Callable[[Tensor, Tensor], Tensor] = _BreakSticks.apply
+
+
+_Rows = list[list[float]]
+
+
+def _fill(share: _Rows, rest: _Rows) -> tuple[_Rows, list[list[tuple[float, int, bool, bool]]]]:
+    """One matrix; and of every entry in the block what its stick was, which bound it came from, and two comparisons."""
+    n = len(share) + 1
+    columns, P, choices = [1.0] * n, [], []
+    for i in range(n - 1):
+        # What is left of the row, of the columns from j on less that row, and of the columns after j.
+        row, beyond, entries, chosen = 1.0, float(n - 1 - i), [], []
+        after = list(itertools.accumulate(reversed(columns)))[-2::-1]
+        for j, (others, s, t) in enumerate(zip(after, share[i], rest[i], strict=True)):
+            column = columns[j]
+            bounds = (row, beyond, column, others)
+            width = min(bounds)
+            taken, left = s * width, t * width
+            more, longer = row > others, row > column
+            chosen.append((width, bounds.index(width), more, longer))
+            entries.append(taken + row - others if more else taken)
+            beyond = taken if more else taken + others - row
+            columns[j] = left if longer else left + column - row
+            row = left + row - column if longer else left
+        columns[-1] = beyond
+        P.append([*entries, row])
+        choices.append(chosen)
+    P.append(columns)
+    return P, choices
+
+
+def _fill_back(
+    grad: _Rows, share: _Rows, rest: _Rows, choices: list[list[tuple[float, int, bool, bool]]]
+) -> tuple[_Rows, _Rows]:
+    """Gradients of the shares from that of the matrix."""
+    n = len(share) + 1
+    d_columns, d_share, d_rest = list(grad[-1]), [], []
+    for i in reversed(range(n - 1)):
+        d_row, d_beyond = grad[i][-1], d_columns[-1]
+        d_columns[-1] = 0.0
+        d_others = [0.0] * n  # of column j through `after`: those of all entries before it
+        shares, rests = [0.0] * (n - 1), [0.0] * (n - 1)
+        for j in reversed(range(n - 1)):
+            width, bound, more, longer = choices[i][j]
+            d_entry, d_column = grad[i][j], d_columns[j]
+            d_taken, d_left = d_entry + d_beyond, d_column + d_row
+            shares[j], rests[j] = d_taken * width, d_left * width
+            d_bounds = [0.0, 0.0, 0.0, 0.0]
+            d_bounds[bound] = d_taken * share[i][j] + d_left * rest[i][j]
+            change, swap = (d_entry if more else -d_beyond), (d_row if longer else -d_column)
+            d_row = d_bounds[0] + change + swap
+            d_beyond = d_bounds[1]
+            d_columns[j] = d_bounds[2] - swap
+            d_others[j + 1] = d_bounds[3] - change
+        d_columns = [d + e for d, e in zip(d_columns, itertools.accumulate(d_others), strict=True)]
+        d_share.append(shares)
+        d_rest.append(rests)
+    return d_share[::-1], d_rest[::-1]
 
 
 def _shares(log_p: Tensor) -> tuple[Tensor, Tensor]:

@@ -54,8 +54,17 @@ class AutoGumbelSinkhorn(AutoPermutationGuide):
 
         guide = AutoGumbelSinkhorn(model, logits=Net())
 
-    Such a guide runs the model once a call, for the pairs that its prior forbids at these arguments. As with other
-    autoguides, plates keep the sizes of the first call unless ``create_plates`` says otherwise.
+    As those of all autoguides, parameters are kept in Pyro's parameter store under the name of the class
+    (``AutoGumbelSinkhorn.free_logits.P``), so a second guide in the same store takes over and changes those of the first.
+    Before another fit write ``pyro.clear_param_store()``; to keep both guides, give each a store of its own::
+
+        with pyro.get_param_store().scope() as first:
+            ...  # make the guide and fit it
+        with pyro.get_param_store().scope(first):
+            ...  # use it
+
+    A guide with ``logits`` runs the model once a call, for the pairs that its prior forbids at these arguments. As with
+    other autoguides, plates keep the sizes of the first call unless ``create_plates`` says otherwise.
 
     Args:
         model: a Pyro model.

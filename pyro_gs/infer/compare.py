@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pyro
 import torch
 from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
+from pyro.util import get_rng_state, set_rng_state
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from pyro_gs.infer.log_joint import VectorizationWarning
 from pyro_gs.infer.mcmc.permutation_kernel import PermutationKernel
 from pyro_gs.infer.runners import RUNNERS, Chain, Marginals, MethodResult, Runner, Task
 from pyro_gs.ops.logits import check_count, check_temperature
@@ -44,7 +47,7 @@ def bhattacharyya(p: MethodResult, q: MethodResult) -> float:
     """
     a, b = _law(p), _law(q)
     overlap = sum(math.sqrt(a[state] * b[state]) for state in a if state in b)
-    return -math.log(min(overlap, 1.0)) if overlap > 0 else math.inf
+    return max(0.0, -math.log(overlap)) if overlap > 0 else math.inf
 
 
 def _law(result: MethodResult) -> dict[bytes, float]:
@@ -198,10 +201,11 @@ def compare(
             ``"locally balanced"``,
             ``"block gibbs"``, ``"tempering"``, ``"vi + mcmc"``), kernels without a model, or pairs of a name and a kernel
             or a function of the name and a ``Task`` that returns a ``MethodResult``. Those that cannot take the model,
-            such as the exact one where there are too many permutations, are left out, with the reason.
+            such as the exact one where there are too many permutations, or that raise any other exception, are left out,
+            with the reason.
         budget: seconds for each method, set-up included; ``"exact"`` takes what it needs.
         temperature: of guides and relaxed models.
-        seed: set before each method (``pyro.set_rng_seed``).
+        seed: set before each method (``pyro.set_rng_seed``); the random state of before is put back in the end.
         snapshots: number of looks at the marginals during a run.
         progress: show a progress bar.
 
@@ -209,35 +213,65 @@ def compare(
         The results, a table and a picture.
 
     Raises:
-        TypeError: a method that is none of these.
-        ValueError: an unknown name or one given twice, a ``budget`` that is not positive and finite, a model without a
-            latent permutation, or no method that could run.
+        TypeError: ``methods`` is no list, or holds what is none of these.
+        ValueError: no method, an unknown name or one given twice, a kernel with a model of its own, a ``budget`` that is not
+            positive and finite, a model without a latent permutation, or no method that could run.
+
+    Warns:
+        VectorizationWarning: the model does not broadcast; once for all methods.
     """
     if isinstance(budget, bool) or not isinstance(budget, (int, float)) or not 0 < budget < math.inf:
         raise ValueError(f"budget must be a positive and finite number of seconds, but is {budget!r}")
     check_temperature(temperature)
     check_count(snapshots, "snapshots", least=1)
+    if isinstance(methods, (str, PermutationKernel)) or not isinstance(methods, Iterable):
+        raise TypeError(f"methods must be a list, but is {methods!r}; write methods=[{methods!r}]")
     runners: dict[str, Runner] = {}
     for method in methods:
         name, runner = _runner(method)
         if name in runners:
             raise ValueError(f"methods has '{name}' twice; give one of them another name, ('another', kernel)")
         runners[name] = runner
+    if not runners:
+        raise ValueError(f"methods must hold at least one method, but is empty; the names are {_names()}")
     task = Task(model, tuple(args), dict(kwargs or {}), float(budget), seed, temperature, snapshots)
-    _ = task.joint  # a model without a permutation fails here rather than method by method
+    state, cuda = get_rng_state(), list(range(torch.cuda.device_count()))
+    with torch.random.fork_rng(devices=cuda):
+        try:
+            pyro.set_rng_seed(seed)
+            _ = task.joint  # a model without a permutation fails here rather than method by method
+            results, left_out = _run(runners, task, progress)
+        finally:
+            set_rng_state(state)
+    exact = [name for name, result in results.items() if result.kind == "exact"]
+    return Comparison(results, exact[0] if exact else None, left_out)
+
+
+def _run(runners: Mapping[str, Runner], task: Task, progress: bool) -> tuple[dict[str, MethodResult], dict[str, str]]:
+    """Results by method, and the reasons of those that have none."""
     results, left_out = {}, {}
+    failure: Exception | None = None
     bar = tqdm(runners.items(), disable=not progress, desc="compare")
     for name, runner in bar:
         bar.set_postfix_str(name)
-        pyro.set_rng_seed(seed)
+        pyro.set_rng_seed(task.seed)
         try:
-            results[name] = runner(name, task)
-        except (ValueError, NotImplementedError) as error:
-            left_out[name] = str(error)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", VectorizationWarning)  # was given for the model already
+                results[name] = runner(name, task)
+        except Exception as error:
+            expected = isinstance(error, (ValueError, NotImplementedError))
+            left_out[name] = str(error) if expected else f"{type(error).__name__}: {error}"
+            failure = error
     if not results:
-        raise ValueError("none of the methods could run: " + "; ".join(f"{k}: {v}" for k, v in left_out.items()))
-    exact = [name for name, result in results.items() if result.kind == "exact"]
-    return Comparison(results, exact[0] if exact else None, left_out)
+        raise ValueError(
+            "none of the methods could run: " + "; ".join(f"{k}: {v}" for k, v in left_out.items())
+        ) from failure
+    return results, left_out
+
+
+def _names() -> str:
+    return ", ".join(map(repr, RUNNERS))
 
 
 def _runner(method: Any) -> tuple[str, Runner]:
@@ -245,11 +279,14 @@ def _runner(method: Any) -> tuple[str, Runner]:
         name, what = method
     elif isinstance(method, str):
         if method not in RUNNERS:
-            raise ValueError(f"methods has '{method}', but the names are {', '.join(map(repr, RUNNERS))}")
+            raise ValueError(f"methods has '{method}', but the names are {_names()}")
         return method, RUNNERS[method]
     else:
         name, what = type(method).__name__, method
     if isinstance(what, PermutationKernel):
+        if what.model is not None or what.potential_fn is not None:
+            kind = type(what).__name__
+            raise ValueError(f"methods has {kind} with a model of its own; write {kind}(), it gets the model of compare")
         return name, Chain(lambda: what)
     if callable(what) and not isinstance(what, (type, MCMCKernel)):
         return name, what

@@ -161,6 +161,7 @@ class LogJoint:
         self.others: dict[str, Any] = {}
         self.start: dict[str, Tensor] = {}
         self.masked: list[str] = []  # permutation sites under poutine.mask
+        observed: list[str] = []
         depth = 0
         for name, node in trace.nodes.items():
             if node["type"] != "sample":
@@ -176,6 +177,8 @@ class LogJoint:
             frames = [frame for frame in node["cond_indep_stack"] if frame.vectorized]
             depth = max([depth, len(fn.batch_shape), *(-frame.dim for frame in frames)])
             if node["is_observed"]:
+                if isinstance(unwrap(fn).support, constraints.Permutation):
+                    observed.append(name)
                 continue
             value = node["value"]
             support = unwrap(fn).support
@@ -191,14 +194,16 @@ class LogJoint:
             isinstance(unwrap(trace.nodes[name]["fn"]), UniformPermutation) for name in self.sites
         )
         if not self.sites:
-            raise ValueError(self._no_site())
+            raise ValueError(self._no_site(observed))
 
-    def _no_site(self) -> str:
+    def _no_site(self, observed: list[str]) -> str:
         found = f" among its latent sites {name_sites(list(self.others))}" if self.others else ""
         text = (
             f"the model has no latent permutation site{found}; sample one, for example "
             "P = pyro.sample('P', pyro_gs.UniformPermutation(n))"
         )
+        if observed:
+            text += f". The permutations {name_sites(observed)} are observed: drop obs=, or the condition, to infer them"
         for name, node in self.others.items():
             law = unwrap(node["fn"])
             if INDEX_OF in node["infer"]:
@@ -398,10 +403,17 @@ def distinct_candidates(
     return found
 
 
+_REPAIR = (
+    "Often it is 0 times -inf, as in (P * scores).sum((-2, -1)) of scores with -inf; write "
+    "torch.where(P > 0, scores, 0.0).sum((-2, -1))"
+)
+
+
 def _check_finite(name: str, log_p: Tensor) -> None:
     if bool((log_p != log_p).any()) or bool((log_p == torch.inf).any()):
         raise ValueError(
-            f"the log density of site '{name}' is NaN or +inf at a permutation of the support; it must be a number or -inf"
+            f"the log density of site '{name}' is NaN or +inf at a permutation of the support; it must be a number or "
+            f"-inf. {_REPAIR}"
         )
 
 
@@ -439,6 +451,7 @@ class PotentialJoint:
         vectorize: whether it takes values (K, *item_shape, n, n) and returns (K,); None tries it out.
 
     Raises:
+        TypeError: the function returns no number.
         ValueError: no site, values that are no permutation matrices or forbidden, or an ``allowed`` without a permutation.
     """
 
@@ -480,12 +493,18 @@ class PotentialJoint:
         """Nothing to refuse: a potential function has permutations only."""
 
     def _call(self, values: Mapping[str, Tensor]) -> Tensor:
-        potential = torch.as_tensor(self._potential_fn(dict(values)), dtype=torch.float64).reshape(-1)
+        returned = self._potential_fn(dict(values))
+        if not isinstance(returned, (Tensor, int, float)):
+            raise TypeError(
+                f"potential_fn must return a tensor, minus the log density, but returned {type(returned).__name__}; does it "
+                "end with return?"
+            )
+        potential = torch.as_tensor(returned, dtype=torch.float64).reshape(-1)
         if bool((potential != potential).any()) or bool((potential == -torch.inf).any()):
             bad = potential[(potential != potential) | (potential == -torch.inf)][0]
             raise ValueError(
                 f"potential_fn returned {float(bad)}; it must return minus the log density, a number, or inf where the "
-                "density is zero"
+                f"density is zero. {_REPAIR}"
             )
         return -potential
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import sys
 import time
 import warnings
@@ -24,7 +25,7 @@ from pyro_gs.infer.autoguide_matching import AutoGumbelMatching
 from pyro_gs.infer.enumeration import enumerate_posterior, permutation_posterior
 from pyro_gs.infer.handlers import relax
 from pyro_gs.infer.index_handler import indexed
-from pyro_gs.infer.log_joint import LogJoint
+from pyro_gs.infer.log_joint import LogJoint, distinct_candidates
 from pyro_gs.infer.mcmc.block_gibbs import BlockGibbs
 from pyro_gs.infer.mcmc.convergence import ConvergenceWarning, convergence
 from pyro_gs.infer.mcmc.guide_proposal import GuideProposal
@@ -59,7 +60,11 @@ ASSISTED = 0.4
 NUTS_WARMUP = 200
 """Steps of warm-up where NUTS samples the other latent sites."""
 
+LEAST_DRAWS = 8
+"""Draws of a chain below which nothing can be said of it."""
+
 HARD_DRAWS = 10_000
+GRADIENT_DRAWS = 4
 EVIDENCE_DRAWS = 100  # times the particles
 SNAPSHOT_DRAWS = 500
 
@@ -184,10 +189,45 @@ def run_exact(name: str, task: Task) -> MethodResult:
     )
 
 
-def _check_warmup(name: str, task: Task, steps: int, warmup: int) -> None:
-    if steps <= warmup:
+def _check_warmup(name: str, task: Task, steps: int, warmup: int | None, least: int = 1) -> None:
+    """Raise unless ``least`` steps followed the warm-up; None where it has not ended."""
+    if warmup is None:
         raise ValueError(
-            f"budget must leave '{name}' time for its warm-up, but in {task.budget} s it made {steps} of {warmup} steps"
+            f"budget must leave '{name}' time for a warm-up and {least} samples, but in {task.budget} s it made {steps} "
+            "steps in all; give more seconds"
+        )
+    if steps < warmup + least:
+        raise ValueError(
+            f"budget must leave '{name}' time for {warmup} steps of warm-up and {least} samples, but in {task.budget} s it "
+            f"made {steps} steps in all; give more seconds"
+        )
+
+
+def _check_bound(bound: float) -> None:
+    if not math.isfinite(bound):
+        raise ValueError(
+            f"its bound is {bound}, as where the guide draws permutations of likelihood zero; forbid them in the prior, "
+            "UniformPermutation(n, allowed), or give them a small likelihood in place of none"
+        )
+
+
+def _check_gradient(joint: LogJoint) -> None:
+    """Raise where the likelihood changes with the permutations but has no gradient in their matrices."""
+    others = {name: node["value"] for name, node in joint.others.items()}
+    slopes, scores = [], []
+    for draw in distinct_candidates(joint.sites, joint.start, GRADIENT_DRAWS):
+        values = {name: value.detach().clone().requires_grad_() for name, value in draw.items()}
+        with torch.enable_grad():
+            likelihood = joint.evaluate(values, others, None).total[1].sum()
+        scores.append(float(likelihood.detach()))
+        if likelihood.requires_grad and math.isfinite(scores[-1]):
+            found = torch.autograd.grad(likelihood, list(values.values()), allow_unused=True)
+            slopes += [slope for slope in found if slope is not None]
+    flat = not any(bool((slope != 0).any()) for slope in slopes)
+    if flat and max(scores) > -math.inf and max(scores) - min(scores) > 1e-6 * (1 + abs(max(scores))):
+        raise ValueError(
+            "the likelihood has no gradient in the matrices of the permutations, as where the model takes their argmax, so "
+            "there is nothing to fit by; write it in terms of P @ x, or use 'gumbel-matching, score' or a chain"
         )
 
 
@@ -201,12 +241,14 @@ class Variational:
         bound: what the ELBO bounds.
         annealed: whether guide and prior begin at :data:`FIRST_TEMPERATURE` where the task's is lower, and reach it half
             way; low temperatures have more local optima.
+        differentiates: whether the fit takes the gradient of the likelihood in the matrices.
     """
 
     guide: Callable[[Callable[..., Any], float], Any]
     relaxed: bool
     bound: str
     annealed: bool = False
+    differentiates: bool = True
 
     def __call__(self, name: str, task: Task) -> MethodResult:
         """Fit within the budget."""
@@ -223,6 +265,7 @@ class Variational:
         while len(losses) < EVIDENCE_DRAWS and clock.fraction < 1:
             losses.append(svi.evaluate_loss(*task.args, **task.kwargs))
         bound = -sum(losses) / len(losses)
+        _check_bound(bound)
         return MethodResult(name, "variational", clock.seconds, draws, None, marginals, bound, self.bound, None, history)
 
     def fit(self, task: Task, clock: _Clock, history: list[tuple[float, Marginals]]) -> tuple[Any, SVI]:
@@ -239,6 +282,8 @@ class Variational:
             guide.append(AutoNormal(poutine.block(task.model, hide=sites)))
         else:
             guide = part = self.guide(task.model, task.temperature)
+        if self.differentiates:
+            _check_gradient(joint)
         options = {"lr": STEP_SIZES[0]}
         optimizer = PyroOptim(torch.optim.Adam, options)
         elbo = Trace_ELBO(num_particles=PARTICLES, vectorize_particles=joint.vectorize, max_plate_nesting=joint.nesting)
@@ -250,7 +295,9 @@ class Variational:
                     group["lr"] = options["lr"]
             if self.annealed:
                 part.temperature = current[0] = schedule(clock.fraction)
-            svi.step(*task.args, **task.kwargs)
+            loss = svi.step(*task.args, **task.kwargs)
+            if math.isnan(loss):
+                _check_bound(-loss)
             if due:
                 history.append((clock.seconds, _of_guide(part, SNAPSHOT_DRAWS)[0]))
         if self.annealed:  # of the last step, which the clock may have cut off before the end
@@ -296,13 +343,22 @@ class Chain:
         joint = task.joint
         if joint.others:
             kernel: Any = HMCGibbs(NUTS(task.model), moves=moves)
-            warmup = NUTS_WARMUP
+            warmup: int | None = NUTS_WARMUP
         else:
             kernel = moves
             kernel.model = task.model
-            warmup = sys.maxsize  # until end_warmup
+            warmup = None  # until end_warmup
+        try:
+            return self._sample(name, task, kernel, clock, warmup, joint)
+        finally:
+            kernel.cleanup()
+            moves.model = None  # as the user gave it
+
+    def _sample(
+        self, name: str, task: Task, kernel: Any, clock: _Clock, warmup: int | None, joint: LogJoint
+    ) -> MethodResult:
         with pyro.validation_enabled(False):
-            kernel.setup(warmup, *task.args, **task.kwargs)
+            kernel.setup(sys.maxsize if warmup is None else warmup, *task.args, **task.kwargs)
             params = kernel.initial_params
             start, steps = clock.fraction, 0
             history: list[tuple[float, Marginals]] = []
@@ -310,7 +366,7 @@ class Chain:
             for due in clock.ticks():
                 params = kernel.sample(params)
                 steps += 1
-                if steps < warmup:
+                if warmup is None or steps < warmup:
                     if joint.others or clock.fraction < start + WARMUP * (1 - start):
                         continue
                     kernel.end_warmup()
@@ -321,8 +377,7 @@ class Chain:
                 if due:
                     history.append((clock.seconds, {site: _mean(draws) for site, draws in kept.items()}))
             evidence = kernel.diagnostics().get("log evidence", {}).get("stepping_stone")
-            kernel.cleanup()
-        _check_warmup(name, task, steps, warmup)
+        _check_warmup(name, task, steps, warmup, least=LEAST_DRAWS)
         seconds = clock.seconds
         found = {site: torch.stack(values).to(torch.get_default_dtype()) for site, values in kept.items()}
         marginals = {site: value.mean(0) for site, value in found.items()}
@@ -373,7 +428,9 @@ RUNNERS: dict[str, Runner] = {
     "gumbel-matching": Variational(
         lambda model, temperature: AutoGumbelMatching(model, gradient="perturb_and_map"), False, _HARD
     ),
-    "gumbel-matching, score": Variational(lambda model, temperature: AutoGumbelMatching(model), False, _HARD),
+    "gumbel-matching, score": Variational(
+        lambda model, temperature: AutoGumbelMatching(model), False, _HARD, differentiates=False
+    ),
     "rounding": Variational(lambda model, temperature: AutoRounding(model), True, _RELAXED),
     "stick-breaking": Variational(lambda model, temperature: AutoStickBreaking(model), True, _RELAXED),
     "swaps": Chain(SwapMetropolis),

@@ -168,3 +168,16 @@ def test_rounding_is_that_of_the_paper():
 def test_rounding_at_a_temperature_above_one():
     with pytest.raises(ValueError, match="temperature must be at most 1 for RoundingTransform, but is 1.5"):
         RoundingTransform(torch.tensor([0.5, 1.5]))
+
+
+@pytest.mark.parametrize("shape", [(2, 2), (3, 4, 4), (0, 3, 3), (2, 1, 1, 1)])
+def test_gradients_of_broken_sticks(shape):
+    psi = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1), requires_grad=True)
+    P = StickBreakingTransform(0.7)(psi)
+    assert P.shape == (*shape[:-2], shape[-2] + 1, shape[-1] + 1)
+    if psi.numel():
+
+        def matrices(x):
+            return StickBreakingTransform(0.7)(x).as_subclass(torch.Tensor)
+
+        assert torch.autograd.gradcheck(matrices, (psi,))

@@ -399,3 +399,27 @@ def test_temperature_can_be_set_and_is_checked():
     assert float(guide.temperature) == 0.5
     with pytest.raises(ValueError, match="temperature must be positive"):
         guide.temperature = -1.0
+
+
+def test_guides_in_stores_of_their_own_keep_their_parameters():
+    """As the docstring says; in one store the second takes over what the first has."""
+
+    def model():
+        pyro.sample("P", pgs.UniformPermutation(3))
+
+    stores, guides = [], []
+    for sign in (1.0, -1.0):
+        with pyro.get_param_store().scope() as store:
+            guide = pgs.AutoGumbelSinkhorn(model, init_logits={"P": sign * torch.eye(3)})
+            guide()
+        stores.append(store)
+        guides.append(guide)
+    for sign, store, guide in zip((1.0, -1.0), stores, guides, strict=True):
+        with pyro.get_param_store().scope(store):
+            assert torch.equal(guide.logits("P"), sign * torch.eye(3))
+    for sign, guide in zip((1.0, -1.0), guides, strict=True):  # and without
+        assert torch.equal(guide.logits("P"), sign * torch.eye(3))
+    shared = [pgs.AutoGumbelSinkhorn(model, init_logits={"P": sign * torch.eye(3)}) for sign in (1.0, -1.0)]
+    for guide in shared:
+        guide()
+    assert torch.equal(shared[1].logits("P"), torch.eye(3))

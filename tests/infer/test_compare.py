@@ -1,9 +1,12 @@
 """compare: several inferences side by side, distances between their posteriors, and what it refuses."""
 
 import math
+import random
+import warnings
 
 import matching_model
 import matplotlib as mpl
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -11,6 +14,7 @@ import torch
 
 import pyro_gs as pgs
 from pyro_gs.infer.compare import bhattacharyya, total_variation
+from pyro_gs.infer.log_joint import VectorizationWarning
 from pyro_gs.infer.runners import RUNNERS, MethodResult, Task
 
 mpl.use("Agg")
@@ -125,6 +129,7 @@ def test_distances():
     eye, flip = torch.eye(3), torch.eye(3).flip(0)
     half = result(torch.stack([eye, flip]))
     assert bhattacharyya(half, half) == pytest.approx(0.0)
+    assert math.copysign(1, bhattacharyya(result(eye[None]), result(eye[None]))) == 1  # no "-0.000" in the table
     assert bhattacharyya(half, result(eye[None])) == pytest.approx(-math.log(math.sqrt(0.5)))
     assert bhattacharyya(result(flip[None]), result(eye[None])) == math.inf
     # two of the three rows differ wholly
@@ -140,6 +145,14 @@ def test_distances():
         ({"methods": ["swap"]}, ValueError, "methods has 'swap', but the names are 'exact', 'gumbel-sinkhorn'"),
         ({"methods": ["swaps", "swaps"]}, ValueError, "methods has 'swaps' twice"),
         ({"methods": [pgs.SwapMetropolis]}, TypeError, "methods must hold names, kernels without a model"),
+        ({"methods": "swaps"}, TypeError, r"methods must be a list, but is 'swaps'; write methods=\['swaps'\]"),
+        ({"methods": pgs.SwapMetropolis()}, TypeError, "methods must be a list, but is <"),
+        ({"methods": []}, ValueError, "methods must hold at least one method, but is empty; the names are 'exact'"),
+        (
+            {"methods": [pgs.SwapMetropolis(matching_model.model)]},
+            ValueError,
+            r"methods has SwapMetropolis with a model of its own; write SwapMetropolis\(\)",
+        ),
         ({"methods": [3]}, TypeError, "methods must hold names, kernels without a model.*but has 3"),
         ({"temperature": -1.0}, ValueError, "temperature"),
         ({"snapshots": 0}, ValueError, "snapshots"),
@@ -153,3 +166,87 @@ def test_bad_input(options, error, message):
 def test_a_model_without_permutations():
     with pytest.raises(ValueError, match="no latent permutation site"):
         pgs.compare(lambda: pyro.sample("x", dist.Normal(0.0, 1.0)), progress=False)
+
+
+def by_argmax(x, y):
+    P = pyro.sample("P", pgs.UniformPermutation(len(x)))
+    place = P.argmax(-1)
+    pyro.sample("y", dist.Normal(x[place], 0.6).to_event(2), obs=y)
+
+
+def test_a_likelihood_without_a_gradient_is_no_fit():
+    methods = ["gumbel-sinkhorn", "gumbel-matching", "gumbel-matching, score", "swaps"]
+    found = pgs.compare(by_argmax, POINTS, methods=methods, budget=0.4, snapshots=2, progress=False)
+    assert list(found.results) == ["gumbel-matching, score", "swaps"]
+    for name in methods[:2]:
+        assert (
+            "no gradient in the matrices of the permutations, as where the model takes their argmax" in found.left_out[name]
+        )
+
+
+def test_a_flat_likelihood_needs_no_gradient():
+    def model():
+        pyro.sample("P", pgs.UniformPermutation(3))
+
+    found = pgs.compare(model, methods=["gumbel-sinkhorn"], budget=0.3, snapshots=2, progress=False)
+    assert list(found.results) == ["gumbel-sinkhorn"]
+
+
+@pytest.mark.filterwarnings("ignore:Encountered")
+def test_a_fit_without_a_bound_is_no_fit():
+    def model():
+        P = pyro.sample("P", pgs.UniformPermutation(4))
+        trace = P.diagonal(dim1=-2, dim2=-1).sum(-1)
+        pyro.factor("f", torch.where(trace > 3.9, trace, -torch.inf))
+
+    with pyro.validation_enabled(False):
+        found = pgs.compare(model, methods=["exact", "gumbel-sinkhorn"], budget=0.4, snapshots=2, progress=False)
+    assert torch.equal(found["exact"].marginals["P"], torch.eye(4))
+    assert "its bound is -inf, as where the guide draws permutations of likelihood zero" in found.left_out["gumbel-sinkhorn"]
+
+
+def test_any_exception_of_a_method_is_its_own():
+    def broken(name, task):
+        raise RuntimeError("out of order")
+
+    def stopped(name, task):
+        raise KeyboardInterrupt
+
+    found = pgs.compare(matching_model.model, ARGS, methods=["exact", ("mine", broken)], progress=False)
+    assert found.left_out["mine"] == "RuntimeError: out of order"
+    with pytest.raises(KeyboardInterrupt):
+        pgs.compare(matching_model.model, ARGS, methods=[("mine", stopped)], progress=False)
+    with pytest.raises(ValueError, match="none of the methods could run: mine: RuntimeError: out of order") as info:
+        pgs.compare(matching_model.model, ARGS, methods=[("mine", broken)], progress=False)
+    assert isinstance(info.value.__cause__, RuntimeError)
+
+
+@pytest.mark.parametrize("name", ["swaps", "tempering"])
+def test_a_tiny_budget_says_what_is_missing(name):
+    with pytest.raises(
+        ValueError, match=f"budget must leave '{name}' time for a warm-up and 8 samples, but in 1e-05 s it"
+    ) as i:
+        pgs.compare(matching_model.model, ARGS, methods=[name], budget=1e-5, progress=False)
+    assert "9223372036854775807" not in str(i.value)
+
+
+def test_a_kernel_serves_twice_and_the_random_state_stays():
+    kernel = pgs.SwapMetropolis()
+    pyro.set_rng_seed(5)
+    expected = (torch.rand(1), random.random(), np.random.rand())  # noqa: NPY002
+    pyro.set_rng_seed(5)
+    for _ in range(2):
+        pgs.compare(matching_model.model, ARGS, methods=[kernel], budget=0.2, progress=False)
+        assert kernel.model is None
+    assert (torch.rand(1), random.random(), np.random.rand()) == expected  # noqa: NPY002
+
+
+def test_a_model_that_does_not_broadcast_is_told_once():
+    def model(x, y, scale):
+        P = pyro.sample("P", pgs.UniformPermutation(len(x)))
+        pyro.factor("f", -(P.reshape(4, 4) @ x - y).square().sum() / scale)
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        pgs.compare(model, ARGS, methods=["exact", "swaps", "block gibbs"], budget=0.3, progress=False)
+    assert sum(issubclass(one.category, VectorizationWarning) for one in caught) == 1

@@ -124,6 +124,10 @@ def index_vectors():
     pyro.sample("P", dist.OneOneMatching(torch.zeros(3, 3)))
 
 
+def observed():
+    pyro.sample("P", pgs.UniformPermutation(3), obs=torch.eye(3))
+
+
 def nothing():
     pyro.sample("x", dist.Normal(0.0, 1.0))
 
@@ -134,6 +138,7 @@ def nothing():
         (nothing, r"no latent permutation site among its latent sites 'x'; sample one.*UniformPermutation\(n\)"),
         (relaxed, "'P' is relaxed.*the plain model in place of pyro_gs.relax.*NUTS"),
         (partial, r"'P' is a partial matching of shape \(2, 3\).*pad_logits"),
+        (observed, "no latent permutation site; .* 'P' are observed: drop obs=, or the condition, to infer them"),
         (index_vectors, r"'P' holds index vectors: write pyro.sample\('P', pyro_gs.GibbsPermutation"),
     ],
 )
@@ -156,7 +161,7 @@ def test_a_density_that_is_no_number_names_its_site():
         P = pyro.sample("P", pgs.UniformPermutation(3))
         pyro.factor("likelihood", torch.where(P[..., 0, 0] == 1, torch.nan, 0.0))
 
-    with pyro.validation_enabled(False), pytest.raises(ValueError, match="'likelihood' is NaN"):
+    with pyro.validation_enabled(False), pytest.raises(ValueError, match=r"'likelihood' is NaN.*write torch.where\(P > 0"):
         LogJoint(model).evaluate({"P": torch.eye(3)}, {}, None)
 
 
@@ -190,6 +195,8 @@ def test_potential_functions_are_checked():
 
     with pytest.raises(ValueError, match="potential_fn returned nan; it must return minus the log density"):
         PotentialJoint(potential, {"P": torch.eye(3)})
+    with pytest.raises(TypeError, match="potential_fn must return a tensor, .* but returned NoneType; does it end with ret"):
+        PotentialJoint(lambda params: None, {"P": torch.eye(3)})
     with pytest.raises(ValueError, match=r"initial_params\['P'\] must be permutation matrices"):
         PotentialJoint(potential, {"P": torch.arange(3)})
     with pytest.raises(TypeError, match="allowed must be a boolean tensor for site 'P', but is torch.float64"):

@@ -19,8 +19,16 @@ from typing import Any, get_args
 import torch
 
 from pyro_gs.infer.objective import OBJECTIVES, Objective
-from tutorials.celegans import gumbel_sinkhorn
-from tutorials.celegans.baselines import fit_collapsed_mcmc, fit_gibbs_mcmc, fit_map_faq, fit_naive_vi
+from tutorials.celegans import gumbel_sinkhorn, vi_mcmc, weights_vi
+from tutorials.celegans.baselines import (
+    fit_collapsed_mcmc,
+    fit_gibbs_mcmc,
+    fit_map_faq,
+    fit_naive_vi,
+    fit_rounding_vi,
+    fit_stick_breaking_vi,
+    fit_tempered_mcmc,
+)
 from tutorials.celegans.cells import Cell, mean_candidates
 from tutorials.celegans.connectome import Connectome, Graph, Thinning
 from tutorials.celegans.identification import Identification
@@ -36,6 +44,12 @@ METHODS: dict[str, tuple[str, Fit]] = {
     "map": ("MAP (FAQ)", fit_map_faq),
     "mcmc": ("MCMC (paper)", fit_gibbs_mcmc),
     "collapsed-mcmc": ("collapsed MCMC", fit_collapsed_mcmc),
+    "gumbel-sinkhorn-w": ("VI with Gaussian W", weights_vi.fit),
+    "rounding": ("rounding VI", fit_rounding_vi),
+    "stick-breaking": ("stick-breaking VI", fit_stick_breaking_vi),
+    "vi-mcmc": ("VI, then MCMC", vi_mcmc.fit),
+    "tempered-mcmc": ("tempered MCMC", fit_tempered_mcmc),
+    "map-exchanges": ("MAP with exchanges", functools.partial(fit_map_faq, exchange=True)),
 }
 """Methods by the name that ``--methods`` takes."""
 
@@ -67,6 +81,17 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, default=Path("results/celegans"), help="folder for tables and pictures")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     return parser
+
+
+def set_threads(threads: int) -> None:
+    """Set torch's threads.
+
+    Raises:
+        ValueError: ``threads`` is not positive.
+    """
+    if threads < 1:
+        raise ValueError(f"threads={threads}: expected an integer of at least 1")
+    torch.set_num_threads(threads)
 
 
 def cell_of(args: argparse.Namespace) -> Cell:
@@ -112,9 +137,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.set_default_dtype(torch.float64)
     start = time.perf_counter()
     try:
-        if args.threads < 1:
-            raise ValueError(f"threads={args.threads}: expected an integer of at least 1")
-        torch.set_num_threads(args.threads)
+        set_threads(args.threads)
         connectome, worms = cell_of(args).data(args.seed)
         args.out.mkdir(parents=True, exist_ok=True)
         chance = chance_accuracy(worms, seed=args.seed)

@@ -46,16 +46,25 @@ class Statistics:
     @classmethod
     def from_worms(cls, worms: Worms) -> "Statistics":
         """Sum up the recordings of worms, of whatever lengths and numbers of neurons."""
-        return cls.from_traces(worms.traces, lengths=worms.lengths, observed=worms.observed)
+        return cls.from_traces(worms.traces, lengths=worms.lengths, observed=worms.observed, persistence=worms.persistence)
 
     @classmethod
-    def from_traces(cls, traces: Tensor, *, lengths: Tensor | None = None, observed: Tensor | None = None) -> "Statistics":
+    def from_traces(
+        cls,
+        traces: Tensor,
+        *,
+        lengths: Tensor | None = None,
+        observed: Tensor | None = None,
+        persistence: Tensor | None = None,
+    ) -> "Statistics":
         """Sum up recordings.
 
         Args:
             traces: shape ``(J, T + 1, n)``, one row a time step; zero where nothing was recorded.
             lengths: number of transitions in each worm, long, shape ``(J,)``; None for ``T``.
             observed: which neurons each worm shows, bool, shape ``(J, n)``; None for all.
+            persistence: share of each neuron's activity that is left a time step later, shape ``(J, n)``; it is taken from
+                ``Y1``, which from then on is what the network and the noise did. None for zero.
 
         Raises:
             ValueError: If ``traces`` is not a floating tensor of three dimensions with at least two time
@@ -74,6 +83,8 @@ class Statistics:
             observed = torch.ones(worms, n, dtype=torch.bool)
         last = torch.arange(steps, device=traces.device) >= lengths.unsqueeze(-1)
         before = before.masked_fill(last.unsqueeze(-1), 0.0)  # a last moment is nobody's past
+        if persistence is not None:
+            after = after - persistence.unsqueeze(1) * before
         count = int((lengths * observed.sum(1)).sum())
         energy = after.square().sum((1, 2))
         return cls(before.mT @ before, after.mT @ before, energy, count, None if bool(observed.all()) else observed)

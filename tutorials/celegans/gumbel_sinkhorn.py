@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import pyro
 import torch
-from pyro.infer import SVI, Trace_ELBO
-from pyro.optim import PyroOptim
 from torch import Tensor
 
 import pyro_gs as pgs
@@ -15,6 +12,7 @@ from tutorials.celegans.evidence import CollapsedEvidence, Statistics
 from tutorials.celegans.exchange import ExchangeSearch
 from tutorials.celegans.identification import Identification, Run, check_initial, onehot
 from tutorials.celegans.model import collapsed_model
+from tutorials.celegans.svi import Ascent, falling
 from tutorials.celegans.worms import Worms
 
 __all__ = ["fit", "relabel"]
@@ -102,22 +100,17 @@ def fit(
     """
     check_initial(initial, worms.allowed)
     run = Run("Gumbel-Sinkhorn VI", budget=budget, steps=steps, progress=progress)
-    pyro.set_rng_seed(seed)
-    pyro.clear_param_store()
     allowed = worms.allowed
     evidence = CollapsedEvidence(connectome.adjacency, Statistics.from_worms(worms), worms.sigma, worms.weight_scale)
     search = ExchangeSearch(evidence, allowed, worms.logits) if exchange else None
     guide = pgs.AutoGumbelSinkhorn(collapsed_model, temperature=temperature, init_scale=0.0, objective=objective)
-    adam = {"lr": STEP_SIZES[0]}
-    optimizer = PyroOptim(torch.optim.Adam, adam)
-    elbo = Trace_ELBO(num_particles=samples, vectorize_particles=True, max_plate_nesting=1)
-    svi = SVI(pgs.relax(collapsed_model, temperature=temperature), guide, optimizer, elbo)
+    ascent = Ascent(pgs.relax(collapsed_model, temperature=temperature), guide, seed=seed, samples=samples)
     data = (evidence, allowed, worms.logits)
     guide(*data)
     if initial is not None:
         guide.set_logits("P", torch.where(allowed, INITIAL_LOGIT * onehot(initial), -torch.inf))
 
-    due, total, count, gained = list(EXCHANGES) if exchange else [], 0.0, 0, 0.0
+    due, gained = list(EXCHANGES) if exchange else [], 0.0
     began, first = 0.0, STEP_SIZES[0]
     for _ in run:
         if search is not None and due and run.fraction > due[0]:
@@ -125,20 +118,14 @@ def fit(
             old = pgs.to_index(guide.median()["P"])
             new, gain = search.improve(old, seconds=float("inf") if budget is None else LONGEST_EXCHANGE * budget)
             guide.set_logits("P", relabel(guide.logits("P").detach(), old, new, allowed))
-            optimizer.optim_objs.clear()  # Adam's moments belong to the old labels
+            ascent.forget()  # Adam's moments belong to the old labels
             gained += gain
             began, first = run.fraction, RESTART * STEP_SIZES[0]
         ends = due[0] if due else 1.0
-        share = min(1.0, (run.fraction - began) / max(1e-9, ends - began))
-        adam["lr"] = first * (STEP_SIZES[1] / first) ** share
-        for inner in optimizer.optim_objs.values():
-            for group in inner.param_groups:
-                group["lr"] = adam["lr"]
-        total -= svi.step(*data)
-        count += 1
+        share = (run.fraction - began) / max(1e-9, ends - began)
+        ascent.step(falling(first, STEP_SIZES[1], share), *data)
         if run.due:
-            run.record(total / count, pgs.to_index(guide.median()["P"]))
-            total, count = 0.0, 0
+            run.record(ascent.elbo(), pgs.to_index(guide.median()["P"]))
     marginals = guide.hard_sample((MARGINAL_SAMPLES,))["P"].double().mean(0)
     index = pgs.to_index(guide.median()["P"])
     extra = {"steps": float(run.step), "gained by exchanges": gained}

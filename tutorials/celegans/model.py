@@ -16,12 +16,12 @@ __all__ = ["collapsed_model", "full_model"]
 
 
 def full_model(worms: Worms, connectome: Connectome) -> Tensor:
-    """Worms on one connectome, each in an order of its own: ``Y_t = P W P' Y_{t-1} + noise``.
+    """Worms on one connectome, each in an order of its own: ``Y_t = (P W P' + D) Y_{t-1} + noise``.
 
     Sites: ``W``, the weights of the connections, shape (edges,); ``P``, shape (J, n, n), in the plate ``worms``, its
     first rows the neurons that the worm shows; the factor ``place``, what speaks for each candidate beside the activity;
     ``Y``, the recordings after the first moment, shape (J, T, n). What neurons that a worm does not show send to the
-    others is part of the noise.
+    others is part of the noise. ``D`` is diagonal, the worms' ``persistence``, zero in simulations.
 
     Args:
         worms: the recordings and candidates; their truth is not looked at.
@@ -43,7 +43,7 @@ def full_model(worms: Worms, connectome: Connectome) -> Tensor:
         P: Tensor = pyro.sample("P", UniformPermutation(n, allowed=worms.allowed))
         P = P.to(W.dtype)
         pyro.factor("place", (P * worms.logits).sum((-2, -1)))
-        mean = before @ (P @ W.unsqueeze(-3) @ P.mT).mT
+        mean = before @ (P @ W.unsqueeze(-3) @ P.mT).mT + worms.persistence.unsqueeze(1) * before
         pyro.sample("Y", dist.Normal(mean, worms.sigma).mask(recorded).to_event(2), obs=after)
     return P
 

@@ -1,22 +1,18 @@
-"""Worms: recordings whose neurons have lost their names, simulated from a connectome or read from a file."""
+"""Worms: recordings whose neurons have lost their names, simulated from a connectome or made of recordings."""
 
 from __future__ import annotations
 
-import csv
-import difflib
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pyro_gs.ops.support import find_support
-from tutorials.celegans.connectome import Connectome, normalize_name
+from tutorials.celegans.connectome import Connectome
 
-__all__ = ["BURN_IN", "Worms", "accuracy", "chance_accuracy", "load_worm", "simulate", "swap_pairs"]
+__all__ = ["BURN_IN", "Worms", "accuracy", "chance_accuracy", "reveal", "simulate", "swap_pairs"]
 
 BURN_IN = 100
 """Time steps that `simulate` throws away."""
@@ -52,6 +48,8 @@ class Worms:
             place and colour: the prior of ``P`` is proportional to ``exp <logits, P>`` on the allowed permutations.
             Zero by default, and at rows that are not observed.
         lengths: Shape (J,), long: number T of transitions in each recording; by default that of the traces.
+        persistence: Shape (J, n), float64, finite: share of each neuron's activity that is left a time step later, as
+            calcium indicators and leaky cells have it; added to what the network sends. Zero by default.
     """
 
     traces: Tensor
@@ -61,9 +59,10 @@ class Worms:
     sigma: float
     weight_scale: float
     weights: Tensor | None = None
-    observed: Tensor = None  # type: ignore[assignment]  # filled in below, as are the next two
+    observed: Tensor = None  # type: ignore[assignment]  # filled in below, as are the next three
     logits: Tensor = None  # type: ignore[assignment]
     lengths: Tensor = None  # type: ignore[assignment]
+    persistence: Tensor = None  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
         """Fill in what was left out, and check that the fields are usable and fit one another."""
@@ -77,6 +76,7 @@ class Worms:
             ("observed", lambda: torch.ones(worms, n, dtype=torch.bool)),
             ("logits", lambda: torch.zeros(worms, n, n, dtype=torch.float64)),
             ("lengths", lambda: torch.full((worms,), times - 1)),
+            ("persistence", lambda: torch.zeros(worms, n, dtype=torch.float64)),
         ):
             if getattr(self, field) is None:
                 object.__setattr__(self, field, default().to(self.traces.device))
@@ -86,6 +86,7 @@ class Worms:
             ("observed", self.observed, (worms, n), torch.bool),
             ("logits", self.logits, (worms, n, n), torch.float64),
             ("lengths", self.lengths, (worms,), torch.long),
+            ("persistence", self.persistence, (worms, n), torch.float64),
         ]
         if self.truth is not None:
             fields.append(("truth", self.truth, (worms, n), torch.long))
@@ -110,6 +111,11 @@ class Worms:
             worm, neuron, identity = (~self.logits.isfinite()).nonzero()[0].tolist()
             value = self.logits[worm, neuron, identity].item()
             raise ValueError(f"logits[{worm}, {neuron}, {identity}] is {value}, expected finite numbers; allowed forbids")
+        if not bool(self.persistence.isfinite().all()):
+            worm, neuron = (~self.persistence.isfinite()).nonzero()[0].tolist()
+            raise ValueError(
+                f"persistence[{worm}, {neuron}] is {self.persistence[worm, neuron].item()}, expected finite numbers"
+            )
         self._check_padding(times - 1)
         self._check_candidates()
         pruned = find_support(self.allowed, "allowed", warn=False).allowed
@@ -268,93 +274,24 @@ def simulate(
         allowed = allowed.gather(1, order.unsqueeze(-1).expand_as(allowed))
         truth, is_known, observed = (x.gather(1, order) for x in (truth, is_known, observed))
         traces, allowed = traces * observed.unsqueeze(1), allowed | ~observed.unsqueeze(-1)
-    allowed = _reveal(allowed, is_known, truth)
-    return Worms(traces, allowed, is_known, truth, sigma, scale, weights, observed)
+    allowed = reveal(allowed, is_known, truth)
+    return Worms(traces, allowed, is_known, truth, sigma, scale, weights, observed=observed)
 
 
-def _reveal(allowed: Tensor, known: Tensor, identity: Tensor) -> Tensor:
-    """Leave known neurons their identity alone, and take it from the others."""
+def reveal(allowed: Tensor, known: Tensor, identity: Tensor) -> Tensor:
+    """Leave known neurons their identity alone, and take it from the others.
+
+    Args:
+        allowed: Shape (J, n, n), bool: candidates.
+        known: Shape (J, n), bool: the neurons whose identity is given.
+        identity: Shape (J, n), long: their identities; not looked at where not known.
+
+    Returns:
+        Shape (J, n, n), bool.
+    """
     onehot = torch.nn.functional.one_hot(identity, allowed.shape[-1]).bool() & known.unsqueeze(-1)
     taken = onehot.any(1, keepdim=True)
     return torch.where(known.unsqueeze(-1), onehot, allowed & ~taken)
-
-
-def load_worm(
-    path: str | Path,
-    connectome: Connectome,
-    *,
-    known_names: Sequence[str] | None = None,
-    sigma: float = 1.0,
-    weight_scale: float | None = None,
-) -> Worms:
-    """Read one recording from a CSV file.
-
-    A header row of labels comes first, then a row a time step, with a column a neuron.
-
-    A column whose label is the name of a neuron (in any spelling that `normalize_name` understands) is known; a
-    label that starts with ``?`` stands for an unknown neuron, which may be any identity that no known one has.
-
-    Args:
-        path: The file.
-        connectome: The n neurons; the file must have as many columns.
-        known_names: The labels to trust, all that are names by default. The others become unknown.
-        sigma: Standard deviation of the noise, in the units of the file.
-        weight_scale: Prior standard deviation of the weights, ``1 / (2 sqrt(mean in-degree))`` by default.
-
-    Returns:
-        One worm, without truth.
-
-    Raises:
-        ValueError: If the file is no table of numbers with n columns, a label comes twice, or a label or one of
-            ``known_names`` is no neuron or no column; the message suggests close matches.
-    """
-    if known_names is not None:
-        for name in known_names:
-            connectome.index(name)
-    with Path(path).open(newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.reader(file) if row]
-    labels, n = [label.strip() for label in rows[0]] if rows else [], len(connectome)
-    if len(labels) != n:
-        raise ValueError(f"path: the header has {len(labels)} columns, expected {n}, one for each neuron here")
-    normalized = [normalize_name(label) for label in labels]
-    repeated = sorted({label for label in normalized if normalized.count(label) > 1})
-    if repeated:
-        raise ValueError(f"path: the header holds {', '.join(repeated)} more than once, expected each label once")
-    for label, name in zip(labels, normalized, strict=True):
-        if not label.startswith("?") and name not in connectome.names:
-            close = difflib.get_close_matches(name, connectome.names, n=3, cutoff=0.5)
-            raise ValueError(
-                f"path: the label {label!r} matches no neuron, close ones: {', '.join(close) or 'none'}; "
-                "expected a name, or a label that starts with '?' for an unknown neuron"
-            )
-    trusted = set(connectome.names)
-    if known_names is not None:
-        trusted = {normalize_name(name) for name in known_names}
-        for name in sorted(trusted - set(normalized)):
-            close = difflib.get_close_matches(name, normalized, n=3, cutoff=0.5)
-            raise ValueError(f"known_names: {name!r} is no column of the file, close ones: {', '.join(close) or 'none'}")
-    traces = torch.tensor([_numbers(row, labels, line) for line, row in enumerate(rows[1:], 2)], dtype=torch.float64)
-    if len(traces) < 2:
-        raise ValueError(f"path: the file has {len(traces)} time steps, expected at least 2")
-
-    known = torch.tensor([[label in trusted for label in normalized]])
-    identity = torch.tensor([[connectome.names.index(x) if x in trusted else 0 for x in normalized]])
-    allowed = _reveal(torch.ones(1, n, n, dtype=torch.bool), known, identity)
-    if weight_scale is None:
-        weight_scale = 0.5 / math.sqrt(max(float(connectome.adjacency.sum()) / n, 1.0))
-    return Worms(traces.unsqueeze(0), allowed, known, None, sigma, weight_scale)
-
-
-def _numbers(row: Sequence[str], labels: Sequence[str], line: int) -> list[float]:
-    if len(row) != len(labels):
-        raise ValueError(f"path: row {line} has {len(row)} values, expected {len(labels)}, one for each label")
-    values = []
-    for label, text in zip(labels, row, strict=True):
-        try:
-            values.append(float(text))
-        except ValueError:
-            raise ValueError(f"path: row {line}, column {label!r} holds {text!r}, expected a number") from None
-    return values
 
 
 def accuracy(index: Tensor, truth: Tensor, observed: Tensor | None = None) -> float:

@@ -34,9 +34,10 @@ class BlockGibbs(PermutationKernel):
         model: as in :class:`PermutationKernel`.
         potential_fn: as in :class:`PermutationKernel`.
         block_size: number k of rows in a block, 2 to 6; a site with fewer rows is redrawn as a whole.
-        num_blocks: blocks in a step, for every unit that moves on its own; by default n / k, rounded up.
+        num_blocks: blocks in a step, of every item where items are independent given the rest, else of the site as a whole;
+            by default n / k, rounded up, for each item.
         sites: as in :class:`PermutationKernel`.
-        num_cycles: proposals of cycles in a step; by default one where pairs are forbidden, else none.
+        num_cycles: as in :class:`SwapMetropolis`.
         allowed: as in :class:`PermutationKernel`.
         vectorize: as in :class:`PermutationKernel`.
         jit_compile: not supported.
@@ -98,11 +99,11 @@ class BlockGibbs(PermutationKernel):
     def move(self, focus: Focus) -> tuple[int, int]:
         """Blocks, then cycles."""
         site = focus.site
-        cycles = self._num_cycles if self._num_cycles is not None else int(site.allowed is not None)
+        cycles = self._num_cycles if self._num_cycles is not None else focus.default_cycles
         size = min(self._block_size, site.n)
         made = changed = 0
         if size > 1:
-            for _ in range(self._num_blocks or -(-site.n // size)):
+            for _ in range(self._num_blocks or -(-site.n // size) * focus.items_per_unit):
                 changed += self._redraw(focus, size)
                 made += focus.unit_shape.numel()
         for _ in range(cycles):

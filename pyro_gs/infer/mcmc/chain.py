@@ -6,12 +6,13 @@ rest, else the site as a whole. Several replicas, as in parallel tempering, are 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor
 
 from pyro_gs.infer.log_joint import LogJoint, PermutationSite, PotentialJoint, Terms
+from pyro_gs.infer.mcmc.verification import Verification, items_coupled, near, refuse_zero
 
 _CHUNK = 2**21
 """Numbers of the candidates' matrices that are scored in one run of the model, at most."""
@@ -48,6 +49,8 @@ class Chain:
         self._latest: str | None = None
         self.power = torch.ones(self.replicas, dtype=torch.float64, device=first.device) if power is None else power
         self._dependent: set[str] = set()
+        self._begun: set[str] = set()
+        self._verification = Verification()
         self.positive = True
 
     def values(self, replica: int = 0) -> dict[str, Tensor]:
@@ -66,7 +69,29 @@ class Chain:
         if self._latest != name:
             self._focus = {name: Focus(self, self.joint.sites[name], name not in self._dependent)}
             self._latest = name
+            if self._begun:
+                refuse_zero(self._focus[name])
         return self._focus[name]
+
+    def begin(self, names: Iterable[str]) -> None:
+        """Get ready to move sites: find out where items depend on each other; density zero is an error from now on."""
+        for name in names:
+            if name not in self._begun and name not in self._dependent and items_coupled(self, name):
+                self.depend(name)
+            self._begun.add(name)
+
+    def count_exchanges(self) -> None:
+        """Take note that units took exchanges scored by a hook."""
+        self._verification.exchanges += 1
+
+    def verify(self) -> None:
+        """Now and then, compare the scores of the present state with a run of the model on it alone.
+
+        Raises:
+            ValueError: they disagree.
+        """
+        if self._latest is not None and self._verification.due:
+            self._verification.check(self._focus[self._latest])
 
     @property
     def power(self) -> Tensor:
@@ -130,6 +155,7 @@ class Chain:
                 self.joint.evaluate(values, self.others, len(values[name]), name)
                 for values in self._batches(name, candidates)
             ]
+        self._verification.runs += len(parts)
         terms = parts[0] if len(parts) == 1 else Terms.concatenate(parts)
         return Terms(terms.inside.reshape(2, k, replicas, -1), terms.outside.reshape(2, k, replicas))
 
@@ -202,6 +228,16 @@ class Focus:
         """(replicas, items) where the items are units of their own, else (replicas, 1)."""
         return torch.Size((self.chain.replicas, self.site.num_items if self.independent else 1))
 
+    @property
+    def items_per_unit(self) -> int:
+        """Number of items that a unit moves in turn: one, or all of those that depend on each other."""
+        return 1 if self.independent else self.site.num_items
+
+    @property
+    def default_cycles(self) -> int:
+        """Proposals of cycles in a step unless told otherwise: one an item where pairs are forbidden."""
+        return self.items_per_unit if self.site.allowed is not None else 0
+
     def draw_items(self) -> Tensor:
         """An item to move for every unit, long of ``unit_shape``: its own, or one of all, drawn uniformly."""
         if self.independent:
@@ -244,8 +280,7 @@ class Focus:
         """
         terms = self.chain.score(self.site.name, candidates)
         if self.independent:
-            near = torch.isclose(terms.outside, self.terms.outside[:, None], rtol=1e-9, atol=1e-9)
-            if not bool((near | (terms.outside == self.terms.outside[:, None])).all()):
+            if not bool(near(terms.outside, self.terms.outside[:, None], 1e-9).all()):
                 self.chain.depend(self.site.name)
                 raise ItemsDepend
         return self._units(terms), terms
@@ -263,6 +298,7 @@ class Focus:
         replica, item = replicas[:, None], items[:, None]
         new[replica, item, rows] = self.index[replica, item, rows.flip(-1)]
         self.chain.index[self.site.name] = new
+        self.chain.count_exchanges()
         if self.independent:
             self.terms.inside[1, replicas, items] += change
         else:

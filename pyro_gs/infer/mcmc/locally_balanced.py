@@ -72,9 +72,10 @@ class LocallyBalanced(PermutationKernel):
         balance: ``"sqrt"``, or ``"barker"``, ``t / (1 + t)``, which is bounded and so less drawn to the best exchange.
         score: ``"auto"`` for the hook or, without one, exactly; ``"exact"``; ``"gradient"``.
         sites: as in :class:`PermutationKernel`.
-        num_steps: proposals of exchanges in a step, for every unit that moves on its own; one in ten is left out, at random,
-            because every exchange changes the parity of the permutation.
-        num_cycles: proposals of cycles in a step; by default one where pairs are forbidden, else none.
+        num_steps: proposals of exchanges in a step, of every item where items are independent given the rest, else of the
+            site as a whole; by default one for each item. One in ten is left out, at random, because every exchange
+            changes the parity of the permutation.
+        num_cycles: as in :class:`SwapMetropolis`.
         swap_delta: as in :class:`SwapMetropolis`.
         allowed: as in :class:`PermutationKernel`.
         vectorize: as in :class:`PermutationKernel`.
@@ -105,7 +106,7 @@ class LocallyBalanced(PermutationKernel):
         balance: Balance = "sqrt",
         score: Score = "auto",
         sites: Sequence[str] | None = None,
-        num_steps: int = 1,
+        num_steps: int | None = None,
         num_cycles: int | None = None,
         swap_delta: SwapDelta | None = None,
         allowed: Tensor | Mapping[str, Tensor] | None = None,
@@ -117,7 +118,8 @@ class LocallyBalanced(PermutationKernel):
             raise ValueError(f"balance must be one of {', '.join(map(repr, _BALANCES))}, but is {balance!r}")
         if score not in ("auto", "exact", "gradient"):
             raise ValueError(f"score must be one of 'auto', 'exact', 'gradient', but is {score!r}")
-        check_count(num_steps, "num_steps", least=1)
+        if num_steps is not None:
+            check_count(num_steps, "num_steps", least=1)
         if num_cycles is not None:
             check_count(num_cycles, "num_cycles", least=0)
         if swap_delta is not None and not callable(swap_delta):
@@ -147,10 +149,9 @@ class LocallyBalanced(PermutationKernel):
 
     def move(self, focus: Focus) -> tuple[int, int]:
         """Exchanges, then cycles."""
-        site = focus.site
-        cycles = self._num_cycles if self._num_cycles is not None else int(site.allowed is not None)
+        cycles = self._num_cycles if self._num_cycles is not None else focus.default_cycles
         made = accepted = 0
-        for _ in range(self._num_steps):
+        for _ in range(self._num_steps or focus.items_per_unit):
             more, taken = self._exchange(focus)
             made, accepted = made + more, accepted + taken
         for _ in range(cycles):

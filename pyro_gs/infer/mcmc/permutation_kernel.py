@@ -16,6 +16,8 @@ from pyro_gs.infer.mcmc.chain import Chain, Focus, ItemsDepend
 
 _TRIES = 100
 
+_ON_NAN = "constant entries have no r_hat and leave their site no n_eff; see pyro_gs.convergence(mcmc)"
+
 
 class PermutationKernel(MCMCKernel):
     """Base of the kernels that move permutations and nothing else.
@@ -36,7 +38,8 @@ class PermutationKernel(MCMCKernel):
     Raises:
         ValueError: both or neither of ``model`` and ``potential_fn`` in :meth:`setup`; a model without a permutation site or
             with other latent sites; ``sites`` that it does not have, or that leave one out which ``initial_params`` does not
-            fix.
+            fix. In a run: a state of density zero at a positive power, or one whose log density is another in a run of the
+            model on it alone, which is made once in 128 runs.
         NotImplementedError: ``jit_compile=True``.
     """
 
@@ -165,6 +168,7 @@ class PermutationKernel(MCMCKernel):
             name: torch.zeros(site.num_items, site.n, site.n, dtype=torch.bool, device=site.device)
             for name, site in chain.joint.sites.items()
         }
+        chain.begin(self._moved)
         for name in self._moved:
             self._retry(self.prepare, name)
 
@@ -207,6 +211,7 @@ class PermutationKernel(MCMCKernel):
             for visited in self._visited.values():
                 visited.zero_()
         proposed, accepted = self._move_all()
+        self._chain.verify()
         self._proposed += proposed
         self._accepted += accepted
         self._t += 1
@@ -272,11 +277,12 @@ class PermutationKernel(MCMCKernel):
     def diagnostics(self) -> dict[str, Any]:
         """Acceptance rate of the samples and, by site, the number of entries of the matrices that were the same in all.
 
-        Those entries, such as forbidden pairs, have no R-hat, and Pyro's ``mcmc.summary()`` shows NaN for them and for the
-        effective sample sizes of their site; ``pyro_gs.convergence(mcmc)`` leaves them out.
+        Those entries, such as forbidden pairs, have no R-hat, and Pyro's ``mcmc.summary()`` and ``mcmc.diagnostics()`` have
+        NaN for them and for all effective sample sizes of their site; ``"NaN"`` points to ``pyro_gs.convergence(mcmc)``,
+        which leaves them out.
         """
         constant = {name: int((~visited).sum() + (visited.sum(-1) == 1).sum()) for name, visited in self._visited.items()}
-        return {"acceptance rate": self.acceptance_rate, "constant entries": constant}
+        return {"acceptance rate": self.acceptance_rate, "constant entries": constant, "NaN": _ON_NAN}
 
     def cleanup(self) -> None:
         """Forget the chain, so that the kernel can be pickled and set up anew."""

@@ -121,5 +121,8 @@ def score_swaps(
         raise ValueError(f"swap_delta must return a tensor of shape {tuple(items.shape)}, but returned {found}")
     total = float(change.sum())
     if math.isnan(total) or total == math.inf:
-        raise ValueError(f"swap_delta returned NaN or +inf at site '{focus.site.name}'; it must return numbers or -inf")
+        raise ValueError(
+            f"swap_delta returned NaN or +inf at site '{focus.site.name}'; it must return numbers or -inf; "
+            "where densities may be zero write torch.where(new == -torch.inf, new, new - old)"
+        )
     return change.to(torch.float64)

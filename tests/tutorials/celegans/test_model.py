@@ -86,7 +86,9 @@ def test_both_models_agree_for_worms_that_show_less(connectome, worms):
     allowed = worms.allowed | (~observed[..., None] & ~taken)
     logits = torch.randn(2, 12, 12) * observed[..., None]
     fields = {"traces": traces, "allowed": allowed, "known": known, "truth": None}
-    partial = dataclasses.replace(worms, **fields, observed=observed, lengths=lengths, logits=logits)
+    partial = dataclasses.replace(
+        worms, **fields, observed=observed, lengths=lengths, logits=logits, persistence=torch.rand(2, 12)
+    )
     evidence = CollapsedEvidence(connectome.adjacency, Statistics.from_worms(partial), partial.sigma, partial.weight_scale)
     P = pgs.matching(torch.rand(2, 12, 12).masked_fill(~allowed, -torch.inf))
     W = 0.1 * torch.randn(12, 12) * connectome.adjacency

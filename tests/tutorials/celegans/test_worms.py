@@ -1,12 +1,11 @@
 import dataclasses
-from pathlib import Path
 
 import pytest
 import torch
 
 from tutorials.celegans.connectome import Connectome
 from tutorials.celegans.evidence import CollapsedEvidence, Statistics
-from tutorials.celegans.worms import Worms, accuracy, chance_accuracy, load_worm, simulate, swap_pairs
+from tutorials.celegans.worms import Worms, accuracy, chance_accuracy, simulate, swap_pairs
 
 
 def ring(n: int = 8) -> Connectome:
@@ -226,58 +225,6 @@ def test_traces_must_be_finite(bad: float) -> None:
 def test_worms_refuse_fields_that_do_not_fit(changes: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         tiny(**changes)
-
-
-def write(path: Path, header: str, rows: list[str]) -> Path:
-    path.write_text("\n".join([header, *rows]) + "\n", encoding="utf-8")
-    return path
-
-
-def test_load_worm_reads_traces_and_labels(tmp_path: Path) -> None:
-    path = write(tmp_path / "worm.csv", "?1,avbl, AVAL ,?2", ["1,2,3,4", "5,6,7,8", "9,10,11,1e1"])
-    worm = load_worm(path, ring(4))
-    assert worm.traces.tolist() == [[[1, 2, 3, 4], [5, 6, 7, 8], [9, 10, 11, 10]]]
-    assert worm.truth is None
-    assert worm.known.tolist() == [[False, True, True, False]]
-    assert worm.allowed[0].int().tolist() == [[0, 0, 1, 1], [0, 1, 0, 0], [1, 0, 0, 0], [0, 0, 1, 1]]
-    assert worm.weight_scale == pytest.approx(0.5 / 2**0.5)
-
-
-def test_load_worm_trusts_only_the_known_names(tmp_path: Path) -> None:
-    path = write(tmp_path / "worm.csv", "?1,AVBL,AVAL,?2", ["1,2,3,4", "5,6,7,8"])
-    worm = load_worm(path, ring(4), known_names=["AVAL"], sigma=2.0, weight_scale=0.1)
-    assert worm.known.tolist() == [[False, False, True, False]]
-    assert worm.allowed[0].sum(-1).tolist() == [3, 3, 1, 3]
-    assert (worm.sigma, worm.weight_scale) == (2.0, 0.1)
-
-
-@pytest.mark.parametrize(
-    ("header", "rows", "known_names", "message"),
-    [
-        ("?1,AVAX,?3,?4", ["1,2,3,4", "1,2,3,4"], None, r"the label 'AVAX' matches no neuron, close ones: .*AVAL"),
-        ("?1,?2,?3", ["1,2,3", "1,2,3"], None, "the header has 3 columns, expected 4"),
-        ("AVAL,?2,aval,?3", ["1,2,3,4", "1,2,3,4"], None, "the header holds AVAL more than once"),
-        ("?1,?2,?3,?4", ["1,2,3,4", "1,2,x,4"], None, r"row 3, column '\?3' holds 'x', expected a number"),
-        ("?1,?2,?3,?4", ["1,2,3,4", "1,2,3"], None, "row 3 has 3 values, expected 4"),
-        ("?1,?2,?3,?4", ["1,2,3,4"], None, "the file has 1 time steps, expected at least 2"),
-        ("?1,?2,?3,?4", ["1,2,3,4", "1,nan,3,4"], None, r"worm 0, time step 1, neuron 1"),
-        ("AVAL,?2,?3,?4", ["1,2,3,4", "1,2,3,4"], ["AVAR"], "'AVAR' matches no neuron.*did you mean AVAL"),
-        ("AVAL,?2,?3,?4", ["1,2,3,4", "1,2,3,4"], ["AVBL"], "known_names: 'AVBL' is no column.*AVAL"),
-    ],
-)
-def test_load_worm_refuses(
-    tmp_path: Path, header: str, rows: list[str], known_names: list[str] | None, message: str
-) -> None:
-    path = write(tmp_path / "worm.csv", header, rows)
-    with pytest.raises(ValueError, match=message):
-        load_worm(path, ring(4), known_names=known_names)
-
-
-def test_load_worm_refuses_an_empty_file(tmp_path: Path) -> None:
-    path = tmp_path / "worm.csv"
-    path.touch()
-    with pytest.raises(ValueError, match="the header has 0 columns"):
-        load_worm(path, ring(4))
 
 
 def test_accuracy_counts_every_observed_neuron() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 
 import numpy as np
@@ -13,6 +14,7 @@ from pyro_gs.ops.sinkhorn import sinkhorn
 from pyro_gs.ops.support import SupportWarning
 from tutorials.celegans.connectome import Connectome
 from tutorials.celegans.evidence import CollapsedEvidence, Statistics
+from tutorials.celegans.exchange import ExchangeSearch
 from tutorials.celegans.identification import (
     Identification,
     Run,
@@ -27,6 +29,9 @@ __all__ = ["fit", "mask_center", "regressions"]
 
 POSITION = 2.0
 """Size of the positions on the diagonals, in multiples of the weights' scale; the best of 0 to 5."""
+
+LONGEST_EXCHANGE = 0.2
+"""Share of the budget that one search for exchanges may take."""
 
 
 def regressions(worms: Worms, statistics: Statistics) -> Tensor:
@@ -107,6 +112,7 @@ def fit(
     steps: int | None = None,
     progress: bool = False,
     initial: Tensor | None = None,
+    exchange: bool = False,
 ) -> Identification:
     """Climb from random allowed permutations, over and over, and return the best of all summits.
 
@@ -122,6 +128,8 @@ def fit(
         steps: Number of steps, over all climbs, or None. The run ends at whichever limit comes first.
         progress: Whether to draw a progress bar.
         initial: Shape (J, n), long: an allowed permutation where the first climb starts; None draws one.
+        exchange: Whether a climb that ends exchanges identities in several worms at once, as the Gumbel-Sinkhorn guide
+            does, and goes on if that helps.
 
     Returns:
         Marginals are the best permutation itself; the objective is its log joint with Y, W integrated out.
@@ -134,6 +142,7 @@ def fit(
     generator = torch.Generator().manual_seed(seed)
     statistics = Statistics.from_worms(worms)
     evidence = CollapsedEvidence(connectome.adjacency, statistics, worms.sigma, worms.weight_scale)
+    search = ExchangeSearch(evidence, worms.allowed, worms.logits) if exchange else None
     position = POSITION * worms.weight_scale
     # FAQ's tr(M' P W P') is worth gram's diagonal, in nats
     worth = statistics.gram.diagonal(dim1=1, dim2=2).sum(1) / worms.observed.sum(1) / worms.sigma**2
@@ -159,6 +168,10 @@ def fit(
             trial_value = log_joint(trial)
             if trial_value > value:
                 index, value, moved, moves = trial, trial_value, True, moves + 1
+        if search is not None and not moved:
+            left = math.inf if budget is None else min(LONGEST_EXCHANGE * budget, budget - run.seconds)
+            index, gain = search.improve(index, seconds=left)
+            value, moved = value + gain, gain > 0
         if value > best_value:
             best, best_value = index, value
         if run.due:

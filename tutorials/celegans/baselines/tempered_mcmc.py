@@ -1,0 +1,248 @@
+"""Annealed Monte Carlo: swaps given the weights and exchanges without them, while the likelihood's power rises to one."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tutorials.celegans.baselines.collapsed_mcmc import CollapsedSwapChain
+from tutorials.celegans.baselines.gibbs_mcmc import GibbsSwapChain
+from tutorials.celegans.connectome import Connectome
+from tutorials.celegans.evidence import CollapsedEvidence, Statistics
+from tutorials.celegans.identification import (
+    Identification,
+    Run,
+    check_initial,
+    match_allowed,
+    onehot,
+    random_allowed,
+)
+from tutorials.celegans.worms import Worms
+
+__all__ = ["ExchangeChain", "fit"]
+
+HOTTEST, COOLEST = 40, 120
+"""Transitions of each worm that the likelihood counts for at the start and the end of the annealing: with 1,000 recorded,
+powers .04 and .12. Below, identities are as good as random; above, they hardly move. After it all count."""
+
+ANNEALED = 0.6
+"""Share of the run that is annealing; the rest samples the posterior."""
+
+RUNGS = 48
+"""Different powers on the way."""
+
+SWEEPS = 3
+"""Swap proposals given W for each worm and step, in multiples of n."""
+
+EXCHANGES = 2
+"""Exchanges proposed in a step with W integrated out, in multiples of n."""
+
+
+class ExchangeChain(CollapsedSwapChain):
+    """The collapsed chain with exchanges of two identities in several worms at once.
+
+    A proposal picks two identities, and of the worms where they may change places one, all, or each with probability 1/2.
+    The exchange does not alter which worms these are, so the proposal is symmetric. Single worms alone cannot undo a
+    confusion that all share, as the weights have learned it.
+
+    Args:
+        evidence: The target: network, statistics and scales.
+        allowed: Shape (J, n, n), bool.
+        index: Shape (J, n), long: the start, allowed.
+        seed: Of all random numbers.
+        logits: Log-potentials of the prior, shape (J, n, n); None for the uniform law.
+    """
+
+    def __init__(
+        self, evidence: CollapsedEvidence, allowed: Tensor, index: Tensor, seed: int, logits: Tensor | None = None
+    ) -> None:
+        super().__init__(evidence, allowed, index, seed, logits)
+        observed = evidence.statistics.observed
+        self._observed = np.ones(self.index.shape, dtype=bool) if observed is None else observed.numpy()
+        share = np.einsum("jma,jmb->ab", self._allowed.astype(float), self._allowed.astype(float))
+        self.labels = np.argwhere(np.triu(share > 1.5, 1))
+
+    def exchange(self, proposals: int) -> int:
+        """Make proposals; return how many were accepted."""
+        if not len(self.labels):
+            return 0
+        labels = self.labels[self._rng.integers(len(self.labels), size=proposals)].tolist()
+        kinds = self._rng.integers(3, size=proposals).tolist()
+        uniforms = self._rng.random((proposals, len(self.index)))
+        log_uniforms = np.log1p(-self._rng.random(proposals)).tolist()
+        accepted = 0
+        for (a, b), kind, uniform, log_uniform in zip(labels, kinds, uniforms, log_uniforms, strict=True):
+            worms = self._exchangeable(a, b)
+            if kind == 0:
+                worms = worms[[int(uniform[0] * len(worms))]] if len(worms) else worms
+            elif kind == 1:
+                worms = worms[uniform[worms] < 0.5]
+            self.proposed += 1
+            if len(worms):
+                accepted += self.propose_exchange(worms, a, b, log_uniform)
+        return accepted
+
+    def _exchangeable(self, a: int, b: int) -> NDArray[np.intp]:
+        """Worms that show one of two identities at least, and allow them to change places."""
+        each, at_a, at_b = np.arange(len(self.index)), *self._places(a, b)
+        allowed = self._allowed[each, at_a, b] & self._allowed[each, at_b, a]
+        return np.flatnonzero(allowed & (self._observed[each, at_a] | self._observed[each, at_b]))
+
+    def _places(self, a: int, b: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+        """Rows of two identities in every worm."""
+        return (self.index == a).argmax(1), (self.index == b).argmax(1)
+
+    def propose_exchange(self, worms: NDArray[np.intp], a: int, b: int, log_uniform: float) -> bool:
+        """Exchange two identities in worms that allow it with the Metropolis probability.
+
+        Args:
+            worms: Which worms.
+            a: One identity.
+            b: Another.
+            log_uniform: Accept where this is less than the change of the log joint, evidence and prior; the log of a
+                uniform number.
+
+        Returns:
+            Whether they were exchanged.
+        """
+        self.valid += 1
+        at_a, at_b = (place[worms] for place in self._places(a, b))
+        rows = np.flatnonzero(self._touched[a] | self._touched[b])
+        B, C = self._B, self._C
+        saved = B[a].copy(), B[b].copy(), C[a].copy(), C[b].copy(), C[:, a].copy(), C[:, b].copy()
+        for worm in worms:
+            self._exchange(worm, a, b)
+            self._relabel(worm, a, b)
+        prior = 0.0
+        if self._logits is not None:
+            logits = self._logits
+            gains = logits[worms, at_a, b] + logits[worms, at_b, a] - logits[worms, at_a, a] - logits[worms, at_b, b]
+            prior = float(gains.sum())
+        scores = self._score(rows)
+        if log_uniform < scores.sum() - self._scores[rows].sum() + prior:
+            self._scores[rows] = scores
+            self._log_prior += prior
+            self.index[worms, at_a], self.index[worms, at_b] = b, a
+            self.accepted += 1
+            return True
+        for worm in worms:
+            self._relabel(worm, a, b)
+        B[a], B[b], C[a], C[b], C[:, a], C[:, b] = saved
+        n = len(C)
+        B[:n, a], B[:n, b] = saved[0][:n], saved[1][:n]
+        return False
+
+
+class _Anneal:
+    """One state moved by both kinds of moves at any power of the likelihood.
+
+    The likelihood to a power is that with the variance of the noise divided by it, up to a constant.
+    """
+
+    def __init__(self, worms: Worms, connectome: Connectome, index: Tensor, seed: int) -> None:
+        self._worms, self._connectome = worms, connectome
+        self._statistics = Statistics.from_worms(worms)
+        self.index = index
+        self._seeds = np.random.default_rng(seed)
+        self.power = 0.0
+        self.counts = np.zeros(3)  # proposed, valid, accepted exchanges
+
+    def set_power(self, power: float) -> None:
+        """Of the likelihood, positive."""
+        if power == self.power:
+            return
+        self.power = power
+        worms = self._worms
+        sigma = worms.sigma / power**0.5
+        self._evidence = CollapsedEvidence(self._connectome.adjacency, self._statistics, sigma, worms.weight_scale)
+        self._gibbs = GibbsSwapChain(
+            self._evidence,
+            worms.allowed,
+            self.index,
+            self._seed(),
+            proposals=SWEEPS * worms.num_neurons,
+            logits=worms.logits,
+        )
+
+    def _seed(self) -> int:
+        return int(self._seeds.integers(2**62))
+
+    def step(self) -> float:
+        """Draw W, propose swaps given W, then exchanges without it; returns the log joint."""
+        self._gibbs.index[:] = self.index.numpy()
+        self._gibbs.step()
+        state = torch.from_numpy(self._gibbs.index)
+        chain = ExchangeChain(self._evidence, self._worms.allowed, state, self._seed(), self._worms.logits)
+        chain.exchange(EXCHANGES * self._worms.num_neurons)
+        self.counts += chain.proposed, chain.valid, chain.accepted
+        self.index = torch.from_numpy(chain.index)
+        return chain.log_evidence
+
+
+def _power(fraction: float, longest: int) -> float:
+    """Power of the likelihood at a share of the run, for recordings of a length."""
+    if fraction >= ANNEALED:
+        return 1.0
+    rung = int(RUNGS * fraction / ANNEALED) / RUNGS
+    counted: float = HOTTEST * (COOLEST / HOTTEST) ** rung
+    return min(1.0, counted / longest)
+
+
+def fit(
+    worms: Worms,
+    connectome: Connectome,
+    *,
+    seed: int = 0,
+    budget: float | None = None,
+    steps: int | None = None,
+    progress: bool = False,
+    initial: Tensor | None = None,
+) -> Identification:
+    """Sample permutations by Metropolis moves while the likelihood is slowly switched on, then from the posterior.
+
+    A step draws W given P, proposes `SWEEPS` n swaps in each worm given W, and then `EXCHANGES` n exchanges of identities in
+    sets of worms with W integrated out. Each of these leaves the tempered posterior invariant, so the part after the
+    annealing is a chain on the posterior itself.
+
+    Args:
+        worms: The recordings and candidates; their truth is not looked at.
+        connectome: The network behind them.
+        seed: Of all random numbers.
+        budget: Seconds, or None.
+        steps: Number of steps, or None. The run ends at whichever limit comes first.
+        progress: Whether to draw a progress bar.
+        initial: Shape (J, n), long: an allowed permutation to start from, without annealing; None draws one.
+
+    Returns:
+        Marginals are averaged over the second half of what follows the annealing; the objective is the log evidence of the
+        state, W integrated out, plus the log prior's part that places and colours make.
+
+    Raises:
+        ValueError: If there is no limit, one is not positive, or ``initial`` is not allowed.
+    """
+    check_initial(initial, worms.allowed)
+    run = Run("tempered MCMC", budget=budget, steps=steps, progress=progress)
+    annealed = 0.0 if initial is not None else ANNEALED
+    if initial is None:
+        initial = random_allowed(worms.allowed, torch.Generator().manual_seed(seed))
+    state = _Anneal(worms, connectome, initial, seed)
+    evidence = CollapsedEvidence(connectome.adjacency, Statistics.from_worms(worms), worms.sigma, worms.weight_scale)
+    total = torch.zeros_like(worms.allowed, dtype=torch.float64)
+    draws, longest = 0, int(worms.lengths.max())
+    for _ in run:
+        state.set_power(1.0 if run.fraction >= annealed else _power(run.fraction, longest))
+        state.step()
+        if run.fraction > (1 + annealed) / 2:
+            total += onehot(state.index)
+            draws += 1
+        if run.due:
+            P = onehot(state.index)
+            run.record(float(evidence(P) + (P * worms.logits).sum()), state.index, power=state.power)
+    marginals = total / draws if draws else onehot(state.index)
+    proposed, valid, accepted = state.counts.tolist()
+    extra = {"exchanges": proposed, "valid": valid / max(proposed, 1.0), "acceptance": accepted / max(proposed, 1.0)}
+    return Identification(
+        "tempered MCMC", marginals, match_allowed(marginals, worms.allowed), run.history, run.seconds, extra
+    )

@@ -1,0 +1,290 @@
+"""Recordings of real worms: traces, labels, places and colours, read from CSV, ``.npz`` or NWB."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import math
+import re
+import zipfile
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tutorials.celegans.connectome import normalize_name
+
+__all__ = ["Recording", "known_identity", "read_recording", "read_table", "table_number"]
+
+_UNNAMED = re.compile(r"|\?.*|.*\?|[0-9]+|nan", re.IGNORECASE)
+
+
+def known_identity(label: str) -> str | None:
+    """The neuron that a label names, or None where it names none.
+
+    A label that is empty, a whole number, ``nan``, or starts or ends with ``?`` names none.
+
+    Args:
+        label: As in a file.
+
+    Returns:
+        The name as `normalize_name` spells it. Whether such a neuron exists is not looked at.
+
+    Example:
+        >>> known_identity("DA01"), known_identity("?7"), known_identity("AVAL?"), known_identity("12")
+        ('DA1', None, None, None)
+    """
+    return None if _UNNAMED.fullmatch(label.strip()) else normalize_name(label)
+
+
+def _close(word: str, words: Iterable[str]) -> str:
+    return ", ".join(difflib.get_close_matches(word, sorted(words), n=3, cutoff=0.5)) or "none"
+
+
+@dataclass(frozen=True, eq=False)
+class Recording:
+    """One worm: m neurons over T + 1 time steps, some of them named.
+
+    Attributes:
+        name: Of the recording, in messages and tables.
+        traces: Shape (T + 1, m), float64, finite: activity, in any unit, at even time steps.
+        labels: The m neurons as the file calls them, each once.
+        identities: The name of each neuron where it is known, normalized, no name twice; None where it is not.
+        positions: Shape (m, 3), float64: places in micrometres, in any frame; or None.
+        colors: Shape (m, c), float64: intensity in each colour channel; or None.
+        channels: The c channels by name, or None.
+    """
+
+    name: str
+    traces: Tensor
+    labels: tuple[str, ...]
+    identities: tuple[str | None, ...]
+    positions: Tensor | None = None
+    colors: Tensor | None = None
+    channels: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        """Check that the fields are usable and fit one another."""
+        if self.traces.dim() != 2 or self.traces.dtype != torch.float64 or 0 in self.traces.shape:
+            raise ValueError(
+                f"{self.name}: traces have shape {tuple(self.traces.shape)} and dtype {self.traces.dtype}, "
+                "expected float64 of shape (time steps, neurons)"
+            )
+        times, m = self.traces.shape
+        if times < 2:
+            raise ValueError(f"{self.name}: {times} time steps, expected at least 2")
+        for field, values in (("labels", self.labels), ("identities", self.identities)):
+            if len(values) != m:
+                raise ValueError(f"{self.name}: {len(values)} {field} for {m} traces, expected one for each")
+            _refuse_repeated(self.name, [value for value in values if value is not None])
+        bad = (~self.traces.isfinite()).nonzero()
+        if len(bad):
+            step, neuron = bad[0].tolist()
+            raise ValueError(
+                f"{self.name}: the trace of {self.labels[neuron]!r} (column {neuron}) is "
+                f"{self.traces[step, neuron].item()} at time step {step} ({len(bad)} such values in all), expected finite "
+                "numbers; interpolate the gaps, or leave the neuron out"
+            )
+        if self.channels is not None and (self.colors is None or self.colors.shape[-1] != len(self.channels)):
+            raise ValueError(f"{self.name}: {len(self.channels)} channels, expected as many as colors has columns")
+        for field, tensor, width in (("positions", self.positions, 3), ("colors", self.colors, None)):
+            if tensor is None:
+                continue
+            expected = (m, width if width else tensor.shape[-1])
+            if tuple(tensor.shape) != expected or tensor.dtype != torch.float64:
+                raise ValueError(
+                    f"{self.name}: {field} have shape {tuple(tensor.shape)} and dtype {tensor.dtype}, "
+                    f"expected ({m}, {width or 'channels'}) and float64"
+                )
+            if not bool(tensor.isfinite().all()):
+                row = int((~tensor.isfinite()).any(1).nonzero()[0])
+                raise ValueError(
+                    f"{self.name}: {field} of {self.labels[row]!r} are {tensor[row].tolist()}, expected finite numbers"
+                )
+
+    def __repr__(self) -> str:
+        """Give the sizes in place of the traces."""
+        known = sum(name is not None for name in self.identities)
+        return f"Recording({self.name!r}, neurons={len(self.labels)}, known={known}, time_steps={len(self.traces)})"
+
+    def without(self, labels: Collection[str]) -> Recording:
+        """Leave out neurons, such as those that the connectome does not have.
+
+        Args:
+            labels: Of the neurons to leave out, as the file spells them.
+
+        Raises:
+            ValueError: If a label is none of the recording's.
+        """
+        for label in labels:
+            if label not in self.labels:
+                raise ValueError(f"labels: {label!r} is no label of {self.name}, close ones: {_close(label, self.labels)}")
+        keep = [i for i, label in enumerate(self.labels) if label not in labels]
+        return Recording(
+            self.name,
+            self.traces[:, keep],
+            tuple(self.labels[i] for i in keep),
+            tuple(self.identities[i] for i in keep),
+            None if self.positions is None else self.positions[keep],
+            None if self.colors is None else self.colors[keep],
+            self.channels,
+        )
+
+
+def _refuse_repeated(where: str, names: Iterable[str]) -> None:
+    repeated = sorted(name for name, count in Counter(names).items() if count > 1)
+    if repeated:
+        raise ValueError(f"{where}: {', '.join(repeated)} given more than once, expected each name once")
+
+
+def read_recording(
+    path: str | Path, *, positions: str | Path | None = None, known_names: Sequence[str] | None = None
+) -> Recording:
+    """Read one recording, of a kind told by the ending of its name.
+
+    - ``.csv``: a header of labels, then a row a time step, with a column a neuron.
+    - ``.npz``: arrays ``traces`` (T + 1, m) and ``labels`` (m,); ``positions`` (m, 3), ``colors`` (m, c) and
+      ``channels`` (c,) if known.
+    - ``.nwb``: as `tutorials.celegans.nwb.read_nwb` describes; needs the extra ``nwb``.
+
+    A label that is the name of a neuron gives its identity (`known_identity`); one that starts or ends with ``?``, is
+    empty or is a whole number does not.
+
+    Args:
+        path: The file.
+        positions: A second CSV with the columns ``label``, ``x``, ``y``, ``z`` (micrometres) and, if wanted, one for
+            each colour channel; a row for each trace. Replaces the places and colours of the first file.
+        known_names: The labels to trust. None trusts all that are names; the others become unknown.
+
+    Returns:
+        The recording, named after the file.
+
+    Raises:
+        ValueError: If a file is not as described; the message says where.
+        FileNotFoundError: If there is none.
+        ImportError: If an NWB file is given and pynwb is not installed.
+    """
+    path = Path(path)
+    colors: Tensor | None = None
+    channels: tuple[str, ...] | None = None
+    places: Tensor | None = None
+    if path.suffix == ".csv":
+        labels, rows = read_table(path)
+        values = [[table_number(path, line, *cell) for cell in zip(labels, row, strict=True)] for line, row in rows]
+        traces = torch.tensor(values, dtype=torch.float64).reshape(len(rows), len(labels))
+    elif path.suffix == ".npz":
+        traces, labels, places, colors, channels = _read_npz(path)
+    elif path.suffix == ".nwb":
+        from tutorials.celegans.nwb import read_nwb
+
+        traces, labels, places = read_nwb(path, need_positions=positions is None)
+    else:
+        raise ValueError(f"path={str(path)!r}: expected a name that ends with .csv, .npz or .nwb")
+    identities = [known_identity(label) for label in labels]
+    if known_names is not None:
+        trusted = {normalize_name(name) for name in known_names}
+        for name in sorted(trusted - set(identities)):
+            close = _close(name, {identity for identity in identities if identity})
+            raise ValueError(f"known_names: {name!r} is no label of {path.name}, close ones: {close}")
+        identities = [identity if identity in trusted else None for identity in identities]
+    if positions is not None:
+        places, colors, channels = _read_positions(Path(positions), labels)
+    return Recording(path.stem, traces, tuple(labels), tuple(identities), places, colors, channels)
+
+
+def read_table(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
+    """Read a CSV with a header.
+
+    Args:
+        path: The file, in UTF-8.
+
+    Returns:
+        The columns, each once, and the other rows with their line numbers; all rows have a value a column.
+
+    Raises:
+        ValueError: If the file is empty or no such table.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.reader(file, strict=True)
+            lines = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if row]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path.name}: no CSV in UTF-8 ({error})") from None
+    if not lines:
+        raise ValueError(f"{path.name}: the file is empty, expected a header of labels and a row a time step or neuron")
+    (_, header), *rows = lines
+    if len(header) == 1 and re.search("[;\t]", header[0]):
+        raise ValueError(f"{path.name}: the header {header[0][:40]!r} has no commas, expected columns separated by commas")
+    if all(re.fullmatch(r"[-+]?\d*\.\d*(e[-+]?\d+)?", cell, re.IGNORECASE) for cell in header):
+        raise ValueError(f"{path.name}: the first row holds numbers ({header[0]}, ...), expected a header of labels")
+    _refuse_repeated(f"{path.name}: the header", [cell for cell in header if cell])
+    for line, row in rows:
+        if len(row) != len(header):
+            raise ValueError(f"{path.name}: row {line} has {len(row)} values, expected {len(header)}, one for each column")
+    return header, rows
+
+
+def table_number(path: Path, line: int, column: str, text: str) -> float:
+    """A cell of `read_table` as a finite number.
+
+    Raises:
+        ValueError: If it is none; the message names file, row and column.
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise ValueError(f"{path.name}: row {line}, column {column!r} holds {text!r}, expected a finite number")
+    return value
+
+
+def _read_npz(path: Path) -> tuple[Tensor, list[str], Tensor | None, Tensor | None, tuple[str, ...] | None]:
+    with path.open("rb") as handle:
+        try:
+            with np.lib.npyio.NpzFile(handle, allow_pickle=False) as file:
+                arrays = {key: np.asarray(file[key]) for key in file.files}
+        except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
+            raise ValueError(f"{path.name}: no readable .npz of plain arrays, cut off perhaps ({error})") from None
+    for key in ("traces", "labels"):
+        if key not in arrays:
+            raise ValueError(f"{path.name}: no array {key!r}, only {sorted(arrays)}; expected 'traces' and 'labels'")
+    numbers = {}
+    for key in ("traces", "positions", "colors"):
+        if key in arrays:
+            if arrays[key].dtype.kind not in "fiu":
+                raise ValueError(f"{path.name}: {key!r} has dtype {arrays[key].dtype}, expected numbers")
+            numbers[key] = torch.from_numpy(arrays[key].astype(np.float64))
+    if arrays["labels"].ndim != 1:
+        raise ValueError(f"{path.name}: 'labels' has shape {arrays['labels'].shape}, expected one label a column of traces")
+    labels = [str(label).strip() for label in arrays["labels"]]
+    channels = tuple(str(channel) for channel in arrays["channels"]) if "channels" in arrays else None
+    return numbers["traces"], labels, numbers.get("positions"), numbers.get("colors"), channels
+
+
+def _read_positions(path: Path, labels: Sequence[str]) -> tuple[Tensor, Tensor | None, tuple[str, ...] | None]:
+    header, rows = read_table(path)
+    missing = [column for column in ("label", "x", "y", "z") if column not in header]
+    if missing:
+        raise ValueError(f"{path.name}: no column {', '.join(missing)}; expected label, x, y, z, then colours if any")
+    columns = ["x", "y", "z", *(column for column in header if column not in ("label", "x", "y", "z"))]
+    found: dict[str, list[float]] = {}
+    for line, row in rows:
+        cells = dict(zip(header, row, strict=True))
+        if cells["label"] in found:
+            raise ValueError(f"{path.name}: row {line} gives {cells['label']!r} a second time, expected each label once")
+        if cells["label"] not in labels:
+            raise ValueError(
+                f"{path.name}: row {line} places {cells['label']!r}, which has no trace, close labels: "
+                f"{_close(cells['label'], labels)}"
+            )
+        found[cells["label"]] = [table_number(path, line, column, cells[column]) for column in columns]
+    absent = [label for label in labels if label not in found]
+    if absent:
+        raise ValueError(f"{path.name}: no row for {', '.join(absent[:5])} ({len(absent)} in all), expected one a trace")
+    table = torch.tensor([found[label] for label in labels], dtype=torch.float64)
+    return table[:, :3], (table[:, 3:] if len(columns) > 3 else None), (tuple(columns[3:]) or None)
