@@ -184,7 +184,7 @@ class Table:
 BASE = Cell()
 """The cell that the sweeps of one setting go through: four worms, 20 % known, eta .1, 139 of the 279 neurons."""
 
-STRONGEST = ("gumbel-sinkhorn", "map", "mcmc", "collapsed-mcmc")
+STRONGEST = ("gumbel-sinkhorn", "map", "mcmc", "collapsed-mcmc", "tempered-mcmc")
 """Methods of the sweeps beyond the paper's two tables."""
 
 

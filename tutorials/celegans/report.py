@@ -31,6 +31,12 @@ COLORS = {
     "MAP (FAQ)": "#edae49",
     "MCMC (paper)": "#2e4057",
     "collapsed MCMC": "#00798c",
+    "VI with Gaussian W": "#7b4b94",
+    "rounding VI": "#b5a27f",
+    "stick-breaking VI": "#7f5539",
+    "VI, then MCMC": "#8c1c13",
+    "tempered MCMC": "#4fb3e8",
+    "MAP with exchanges": "#b37a00",
     "ceiling": "#999999",
 }
 

@@ -13,7 +13,6 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
-from tutorials.celegans.__main__ import METHODS
 from tutorials.celegans.report import COLORS
 from tutorials.celegans.summaries import Line, Shown
 
@@ -36,8 +35,7 @@ def _color(line: Line, shown: Shown) -> Any:
     """A method keeps its color in all pictures; objectives, where there are several, have one each."""
     if len(shown.table.objectives) > 1:
         return mpl.colormaps["Dark2"](shown.methods.index(line))
-    others = [title for title, _ in METHODS.values() if title not in COLORS]
-    return COLORS[line.title] if line.title in COLORS else mpl.colormaps["tab20b"]((4 * others.index(line.title) + 1) % 20)
+    return COLORS[line.title]
 
 
 def draw_all(folder: Path, found: Sequence[Shown], bins: pd.DataFrame) -> list[Path]:
