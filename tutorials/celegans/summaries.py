@@ -168,7 +168,7 @@ def show(name: str, frame: pd.DataFrame) -> Shown | None:
         frame: From `load`.
 
     Returns:
-        None where nothing is, or nothing but the base cell that other tables share.
+        None where nothing is, or nothing but what other tables share: the base cell, the usual objective.
     """
     full = TABLES[name]
     present = set(frame["cell"])
@@ -180,6 +180,8 @@ def show(name: str, frame: pd.DataFrame) -> Shown | None:
     cells = tuple(cell for _, cell in pairs)
     ours = frame[frame["cell"].isin(cells)]
     lines = [Line("chance", None, "chance"), *_lines(full, ours), Line("ceiling", None, "ceiling")]
+    if len(full.objectives) > 1 and len(lines) < 4:
+        return None
     rows = {}
     for cell in cells:
         of_cell = ours[ours["cell"] == cell]

@@ -106,6 +106,7 @@ def test_a_sweep_that_has_not_run_is_not_shown_for_the_cell_it_shares(tmp_path):
     frame, _ = load(tmp_path)
     assert show("worms", frame) is None
     assert show("table1", frame) is None
+    assert show("objectives", frame) is None
     fill(tmp_path, ["worms"], methods=("gumbel-sinkhorn",))
     frame, _ = load(tmp_path)
     worms = show("worms", frame)
