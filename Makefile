@@ -1,13 +1,15 @@
 # Two commands do all the set-up on a fresh machine:
 #   make celegans   the main job: identify neurons of C. elegans, about five minutes after installation
 #   make test       the tests
-# Beside them: make celegans-seeds (the guide over five seeds with 90 s each), lint, types, bench.
+# Beside them: make celegans-seeds (the guide over five seeds with 90 s each), celegans-table1, celegans-table2 and
+# celegans-sweeps (hours; they go on where they were), lint, types, bench.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 CELEGANS ?=
+SWEEP ?= --jobs 2
 
-.PHONY: celegans celegans-seeds test lint types bench clean
+.PHONY: celegans celegans-seeds celegans-table1 celegans-table2 celegans-sweeps test lint types bench clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -20,6 +22,15 @@ celegans: $(VENV)/.installed
 
 celegans-seeds: $(VENV)/.installed
 	$(BIN)/python -m tutorials.celegans.seeds --methods gumbel-sinkhorn --out results/celegans-seeds $(CELEGANS)
+
+celegans-table1 celegans-table2: celegans-%: $(VENV)/.installed
+	$(BIN)/python -m tutorials.celegans.sweep $* --out results/celegans-sweep $(SWEEP)
+	$(BIN)/python -m tutorials.celegans.tables results/celegans-sweep
+
+celegans-sweeps: $(VENV)/.installed
+	$(BIN)/python -m tutorials.celegans.sweep protocol worms length noise unseen dropped added all objectives \
+		--out results/celegans-sweep $(SWEEP)
+	$(BIN)/python -m tutorials.celegans.tables results/celegans-sweep
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest $(PYTEST)

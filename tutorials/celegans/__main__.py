@@ -14,11 +14,11 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
-from pyro_gs.infer.objective import OBJECTIVES
+from pyro_gs.infer.objective import OBJECTIVES, Objective
 from tutorials.celegans import gumbel_sinkhorn, vi_mcmc, weights_vi
 from tutorials.celegans.baselines import (
     fit_collapsed_mcmc,
@@ -29,10 +29,11 @@ from tutorials.celegans.baselines import (
     fit_stick_breaking_vi,
     fit_tempered_mcmc,
 )
-from tutorials.celegans.connectome import Connectome, load_connectome
+from tutorials.celegans.cells import Cell, mean_candidates
+from tutorials.celegans.connectome import Connectome, Graph, Thinning
 from tutorials.celegans.identification import Identification
 from tutorials.celegans.report import draw_figures, markdown_table, write_results
-from tutorials.celegans.worms import Worms, chance_accuracy, simulate
+from tutorials.celegans.worms import Worms, chance_accuracy
 
 Fit = Callable[..., Identification]
 
@@ -66,15 +67,17 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--worms", type=int, default=4, help="number of worms")
     parser.add_argument("--known", type=float, default=0.2, help="share of neurons whose identity is known, 0 to 1")
     parser.add_argument("--eta", type=float, default=0.1, help="candidates lie nearer than this along the body (length 1)")
-    parser.add_argument("--neurons", type=int, default=139, help="neurons kept of 279, evenly along the body")
+    parser.add_argument("--neurons", type=int, default=139, help="neurons kept of 279")
+    parser.add_argument("--thinning", choices=get_args(Thinning), default="even", help="how they are chosen")
     parser.add_argument("--steps", type=int, default=1000, help="time steps of a recording")
     parser.add_argument("--sigma", type=float, default=1.0, help="standard deviation of the noise")
-    parser.add_argument("--graph", choices=["directed", "symmetric", "chemical"], default="directed", help="connections")
-    parser.add_argument("--seed", type=int, default=0, help="of the data and of the methods")
+    parser.add_argument("--spectral-factor", type=float, default=2.0, help="1 / largest eigenvalue of the weights")
+    parser.add_argument("--measurement-noise", type=float, default=0.0, help="standard deviation, added to the traces")
+    parser.add_argument("--unseen", type=float, default=0.0, help="share of neurons that a worm does not show")
+    parser.add_argument("--graph", choices=get_args(Graph), default="directed", help="connections")
     parser.add_argument("--budget", type=float, default=45.0, help="seconds of wall-clock time for each method")
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS), help="which to run")
     parser.add_argument("--objective", choices=OBJECTIVES, default="noise_kl", help="of the Gumbel-Sinkhorn guide")
-    parser.add_argument("--threads", type=int, default=1, help="of torch; small matrices gain little from a second")
     parser.add_argument("--out", type=Path, default=Path("results/celegans"), help="folder for tables and pictures")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     return parser
@@ -91,50 +94,63 @@ def set_threads(threads: int) -> None:
     torch.set_num_threads(threads)
 
 
-def make_data(args: argparse.Namespace, seed: int) -> tuple[Connectome, Worms]:
-    """Connectome and simulated worms of a seed."""
-    whole = load_connectome(args.graph)
-    connectome = whole.thin(args.neurons, torch.Generator().manual_seed(seed))
-    worms = simulate(
-        connectome, worms=args.worms, steps=args.steps, known=args.known, eta=args.eta, sigma=args.sigma, seed=seed
-    )
-    return connectome, worms
+def cell_of(args: argparse.Namespace) -> Cell:
+    """The setting of the data that a command line asks for."""
+    return Cell(**{field.name: getattr(args, field.name) for field in dataclasses.fields(Cell) if hasattr(args, field.name)})
 
 
-def run_method(name: str, worms: Worms, connectome: Connectome, args: argparse.Namespace, seed: int) -> Identification:
-    """Run one method within the budget."""
+def takes_objective(name: str) -> bool:
+    """Whether a method has an objective to choose."""
+    return "Gumbel" in METHODS[name][0]
+
+
+def run_method(
+    name: str,
+    worms: Worms,
+    connectome: Connectome,
+    *,
+    seed: int,
+    budget: float,
+    objective: Objective | None = None,
+    progress: bool = False,
+) -> Identification:
+    """Run one method within the budget; ``objective`` is for those that have one."""
     title, fit = METHODS[name]
-    options: dict[str, Any] = {"objective": args.objective} if "Gumbel" in title else {}
-    result = fit(worms, connectome, seed=seed, budget=args.budget, progress=not args.quiet, **options)
+    options: dict[str, Any] = {"objective": objective} if objective is not None and takes_objective(name) else {}
+    result = fit(worms, connectome, seed=seed, budget=budget, progress=progress, **options)
     return dataclasses.replace(result, method=title)
 
 
-def run_ceiling(worms: Worms, connectome: Connectome, args: argparse.Namespace, seed: int) -> Identification:
-    """The collapsed chain from the truth: what the data can tell at all."""
-    budget = CEILING_SHARE * args.budget
-    result = fit_collapsed_mcmc(worms, connectome, seed=seed, budget=budget, progress=not args.quiet, initial=worms.truth)
+def run_ceiling(worms: Worms, connectome: Connectome, *, seed: int, budget: float, progress: bool = False) -> Identification:
+    """The collapsed chain from the truth, for its share of the budget of a method: what the data can tell at all."""
+    seconds = CEILING_SHARE * budget
+    result = fit_collapsed_mcmc(worms, connectome, seed=seed, budget=seconds, progress=progress, initial=worms.truth)
     return dataclasses.replace(result, method="ceiling")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the comparison; returns the exit status."""
-    args = build_parser().parse_args(argv)
+    parser = build_parser()
+    parser.add_argument("--seed", type=int, default=0, help="of the data and of the methods")
+    parser.add_argument("--threads", type=int, default=1, help="of torch; small matrices gain little from a second")
+    args = parser.parse_args(argv)
     torch.set_default_dtype(torch.float64)
     start = time.perf_counter()
     try:
         set_threads(args.threads)
-        connectome, worms = make_data(args, args.seed)
+        connectome, worms = cell_of(args).data(args.seed)
         args.out.mkdir(parents=True, exist_ok=True)
         chance = chance_accuracy(worms, seed=args.seed)
         print(
             f"{worms.num_worms} worms, {worms.num_neurons} neurons, {int(connectome.adjacency.sum())} {args.graph} "
-            f"connections, {float(worms.known.double().mean()):.0%} known, "
-            f"{float(worms.allowed.sum(-1).double().mean()):.1f} candidates a neuron"
+            f"connections, {args.known:.0%} known, "
+            f"{mean_candidates(worms):.1f} candidates a neuron"
         )
+        options: dict[str, Any] = {"seed": args.seed, "budget": args.budget, "progress": not args.quiet}
         results = []
         for name in args.methods:
-            results.append(run_method(name, worms, connectome, args, args.seed))
-        results.append(run_ceiling(worms, connectome, args, args.seed))
+            results.append(run_method(name, worms, connectome, objective=args.objective, **options))
+        results.append(run_ceiling(worms, connectome, **options))
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -11,17 +11,23 @@ import csv
 import difflib
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Integral
 from pathlib import Path
 from typing import Literal, TypeGuard, get_args
 
 import torch
 
-__all__ = ["DATA", "Connectome", "Graph", "load_connectome", "normalize_name"]
+__all__ = ["DATA", "REGIONS", "Connectome", "Graph", "Thinning", "load_connectome", "normalize_name"]
 
 Graph = Literal["directed", "symmetric", "chemical"]
 """The graphs that `load_connectome` builds."""
+
+Thinning = Literal["even", "random", "regions"]
+"""The rules by which `Connectome.thin` keeps neurons."""
+
+REGIONS = (0.18, 0.84)
+"""Where along the body the head ends and the tail begins: gaps between the neurons, with 180, 59 and 40 in the regions."""
 
 DATA = Path(__file__).resolve().parent / "data"
 """The folder with the tables."""
@@ -160,31 +166,82 @@ class Connectome:
             graph=self.graph,
         )
 
-    def thin(self, n: int, generator: torch.Generator) -> Connectome:
-        """Keep n neurons at random, spread along the body as all of them are.
-
-        The neurons, sorted along the body (ties in their present order), fall into n blocks whose sizes
-        differ by one at most; one neuron of each block is kept, each of the block with the same
-        probability.
+    def thin(self, n: int, generator: torch.Generator, rule: Thinning = "even") -> Connectome:
+        """Keep n neurons at random.
 
         Args:
             n: How many neurons to keep, from 2 to all of them.
             generator: Where the random numbers come from.
+            rule: ``"even"``, spread along the body as all of them are: sorted along it (ties in their present order),
+                they fall into n blocks whose sizes differ by one at most, and each block keeps one, each of its neurons
+                with the same probability. ``"random"``, any n, each set with the same probability. ``"regions"``, the
+                same share of head, middle and tail (`REGIONS`; what rounding leaves goes to the largest remainders),
+                at random within each.
 
         Returns:
             The induced connectome of n neurons, in their present order.
 
         Raises:
-            ValueError: If n is not an integer within that range.
+            ValueError: If n is not an integer within that range, or ``rule`` is none of these.
         """
         total = len(self)
         if not _is_integer(n) or not 2 <= n <= total:
             raise ValueError(f"n={n!r}: expected an integer within [2, {total}], the number of neurons")
+        if rule not in get_args(Thinning):
+            raise ValueError(f"rule={rule!r}: expected one of {', '.join(map(repr, get_args(Thinning)))}")
+        if rule == "even":
+            kept = self._one_of_each_block(n, generator)
+        else:
+            shuffled = torch.randperm(total, generator=generator, device=generator.device).cpu()
+            if rule == "regions":
+                region = torch.bucketize(self.body.cpu(), torch.tensor(REGIONS, dtype=torch.float64))[shuffled]
+                quota = region.bincount().double() * n / total
+                count = quota.floor().long()
+                count[(quota - count).argsort(descending=True, stable=True)[: n - int(count.sum())]] += 1
+                kept = torch.cat([shuffled[region == r][:k] for r, k in enumerate(count.tolist())])
+            else:
+                kept = shuffled[:n]
+        return self.subset(kept.sort().values)
+
+    def _one_of_each_block(self, n: int, generator: torch.Generator) -> torch.Tensor:
         order = torch.argsort(self.position[:, 1], stable=True).cpu()
-        edges = torch.arange(n + 1) * total // n
+        edges = torch.arange(n + 1) * len(self) // n
         uniform = torch.rand(n, dtype=torch.float64, generator=generator, device=generator.device).cpu()
-        within_block = (uniform * edges.diff()).floor().long()
-        return self.subset(order[edges[:-1] + within_block].sort().values)
+        return order[edges[:-1] + (uniform * edges.diff()).floor().long()]
+
+    def rewire(self, *, dropped: float = 0.0, added: float = 0.0, generator: torch.Generator) -> Connectome:
+        """Make a wrong connectome, as one that was mapped in another animal is.
+
+        Args:
+            dropped: Share of the connections that are left out, chosen at random.
+            added: As many connections as this share of the present ones are put between random pairs of different
+                neurons that have none. Entries are drawn one by one: a symmetric graph does not stay symmetric.
+            generator: Where the random numbers come from.
+
+        Returns:
+            The same neurons; both counts are rounded.
+
+        Raises:
+            ValueError: If a share lies outside [0, 1], or there is no room for so many new connections.
+        """
+        for name, share in (("dropped", dropped), ("added", added)):
+            if not 0 <= share <= 1:
+                raise ValueError(f"{name}={share!r}: expected a share within [0, 1]")
+        n, flat = len(self), self.adjacency.flatten()
+        present = flat.nonzero().squeeze(1)
+        absent = (~(self.adjacency | torch.eye(n, dtype=torch.bool, device=flat.device))).flatten().nonzero().squeeze(1)
+        fewer, more = round(dropped * len(present)), round(added * len(present))
+        if more > len(absent):
+            raise ValueError(f"added={added!r}: {more} new connections, but only {len(absent)} pairs have none")
+
+        def draw(among: torch.Tensor, count: int) -> torch.Tensor:
+            order = torch.randperm(len(among), generator=generator, device=generator.device)
+            return among[order[:count].to(among.device)]
+
+        changed = flat.clone()
+        changed[draw(present, fewer)] = False
+        changed[draw(absent, more)] = True
+        return replace(self, adjacency=changed.view(n, n))
 
     def _place(self, item: object) -> int:
         """Turn a name or a place into a place, within ``range(n)``."""

@@ -16,12 +16,13 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from torch import Tensor
 
-from pyro_gs.calibration import reliability
+from pyro_gs.calibration import Reliability, reliability
+from tutorials.celegans.cells import mean_candidates
 from tutorials.celegans.connectome import Connectome
 from tutorials.celegans.identification import Identification, onehot
 from tutorials.celegans.worms import Worms, accuracy
 
-__all__ = ["Score", "calibration_error", "draw_figures", "markdown_table", "score", "write_results"]
+__all__ = ["COLORS", "Score", "draw_figures", "markdown_table", "reliability_curve", "score", "write_results"]
 
 COLORS = {
     "Gumbel-Sinkhorn VI": "#d1495b",
@@ -30,6 +31,12 @@ COLORS = {
     "MAP (FAQ)": "#edae49",
     "MCMC (paper)": "#2e4057",
     "collapsed MCMC": "#00798c",
+    "VI with Gaussian W": "#7b4b94",
+    "rounding VI": "#b5a27f",
+    "stick-breaking VI": "#7f5539",
+    "VI, then MCMC": "#8c1c13",
+    "tempered MCMC": "#4fb3e8",
+    "MAP with exchanges": "#b37a00",
     "ceiling": "#999999",
 }
 
@@ -41,8 +48,8 @@ class Score:
     Attributes:
         method: its name.
         accuracy: share of observed neurons whose hard assignment is right, known ones counted in.
-        accuracy_unknown: the same over the neurons that were not known.
-        calibration_error: expected calibration error over the neurons that were not known: the mean distance between
+        accuracy_unknown: the same over the observed neurons that were not known.
+        calibration_error: expected calibration error over the same neurons: the mean distance between
             the probability given to the answer and how often such answers are right, over ten bins.
         seconds: wall-clock time.
     """
@@ -54,28 +61,38 @@ class Score:
     seconds: float
 
 
-def calibration_error(result: Identification, worms: Worms) -> float:
-    """Expected calibration error of the answers about unknown neurons, in [0, 1]; 0 if all are known."""
+def reliability_curve(result: Identification, worms: Worms) -> Reliability | None:
+    """Reliability of the answers about observed unknown neurons, in ten bins; None if all are known."""
     assert worms.truth is not None
-    if worms.known.all():
-        return 0.0
-    return reliability(
-        result.marginals, onehot(worms.truth), answer=onehot(result.index), rows=~worms.known
-    ).calibration_error
+    unknown = worms.observed & ~worms.known
+    if not unknown.any():
+        return None
+    return reliability(result.marginals, onehot(worms.truth), answer=onehot(result.index), rows=unknown)
 
 
 def score(result: Identification, worms: Worms) -> Score:
     """Compare a result with the truth, which the methods do not see."""
     assert worms.truth is not None
-    unknown = ~worms.known
-    right = (result.index == worms.truth)[unknown].double()
+    curve = reliability_curve(result, worms)
     return Score(
         result.method,
-        accuracy(result.index, worms.truth),
-        float(right.mean()) if len(right) else 1.0,
-        calibration_error(result, worms),
+        _accuracy(result.index, worms),
+        1.0 if curve is None else accuracy(result.index, worms.truth, worms.observed & ~worms.known),
+        0.0 if curve is None else curve.calibration_error,
         result.seconds,
     )
+
+
+def _accuracy(index: Tensor, worms: Worms) -> float:
+    """Share of observed neurons that are right."""
+    assert worms.truth is not None
+    return accuracy(index, worms.truth, worms.observed)
+
+
+def _accuracy_of(worm: int, index: Tensor, worms: Worms) -> float:
+    """The same in one worm."""
+    assert worms.truth is not None
+    return accuracy(index[worm], worms.truth[worm], worms.observed[worm])
 
 
 def markdown_table(scores: list[Score], chance: float) -> str:
@@ -106,14 +123,14 @@ def write_results(
         writer.writerow(["method", "seconds", "step", "objective", "accuracy"])
         for result in results:
             for look in result.history:
-                right = accuracy(look.index, worms.truth)
+                right = _accuracy(look.index, worms)
                 writer.writerow([result.method, f"{look.seconds:.3f}", look.step, f"{look.objective:.4f}", f"{right:.6f}"])
     with (out / "identities.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["method", "worm", "observed", "identity", "probability", "truth", "known"])
         for result in results:
             sure = result.marginals.gather(2, result.index[..., None])[..., 0]
-            for j, m in np.ndindex(*result.index.shape):
+            for j, m in worms.observed.nonzero().tolist():
                 names = [connectome.names[int(index[j, m])] for index in (result.index, worms.truth)]
                 known = int(worms.known[j, m])
                 writer.writerow([result.method, j, m, names[0], f"{float(sure[j, m]):.4f}", names[1], known])
@@ -121,7 +138,7 @@ def write_results(
     content = {
         "settings": settings,
         "chance": chance,
-        "mean candidates": float(worms.allowed.sum(-1).double().mean()),
+        "mean candidates": mean_candidates(worms),
         "scores": [vars(s) for s in scores],
         "extra": {result.method: result.extra for result in results},
         "versions": versions,
@@ -207,7 +224,7 @@ def _draw_marginals(path: Path, results: list[Identification], worms: Worms, con
     rows, identities = _body_order(worms, connectome)
     panels: list[tuple[str, Tensor]] = [
         ("candidates", worms.allowed[0].double() / worms.allowed[0].sum(-1, keepdim=True)),
-        *[(f"{r.method}: {accuracy(r.index[:1], worms.truth[:1]):.2f}", r.marginals[0]) for r in results],
+        *[(f"{r.method}: {_accuracy_of(0, r.index, worms):.2f}", r.marginals[0]) for r in results],
         ("truth", onehot(worms.truth[0])),
     ]
     columns = max(3, -(-len(panels) // 2))
@@ -237,13 +254,12 @@ def _draw_marginals(path: Path, results: list[Identification], worms: Worms, con
 
 
 def _draw_accuracy(path: Path, results: list[Identification], worms: Worms, chance: float) -> Path:
-    assert worms.truth is not None
-    ordered = sorted(results, key=lambda r: accuracy(r.index, worms.truth))  # type: ignore[arg-type]
+    ordered = sorted(results, key=lambda r: _accuracy(r.index, worms))
     figure, ax = plt.subplots(figsize=(7, 0.45 * len(ordered) + 1.2))
     for place, result in enumerate(ordered):
-        right = accuracy(result.index, worms.truth)
+        right = _accuracy(result.index, worms)
         ax.barh(place, right, color=COLORS.get(result.method, "#777777"))
-        each = [accuracy(result.index[j : j + 1], worms.truth[j : j + 1]) for j in range(worms.num_worms)]
+        each = [_accuracy_of(j, result.index, worms) for j in range(worms.num_worms)]
         ax.scatter(each, [place] * len(each), s=10, color="black", zorder=3)
         ax.text(max(right, *each) + 0.02, place, f"{right:.3f}", va="center")
     ax.axvline(chance, color="black", ls=":", lw=1)
@@ -258,16 +274,13 @@ def _draw_accuracy(path: Path, results: list[Identification], worms: Worms, chan
 
 
 def _draw_progress(path: Path, results: list[Identification], worms: Worms, chance: float) -> Path:
-    assert worms.truth is not None
     figure, axes = plt.subplots(1, 2, figsize=(11, 3.6), layout="constrained")
     for result in results:
         if not result.history:
             continue
         seconds = [look.seconds for look in result.history]
         color = COLORS.get(result.method, "#777777")
-        axes[0].plot(
-            seconds, [accuracy(look.index, worms.truth) for look in result.history], color=color, label=result.method
-        )
+        axes[0].plot(seconds, [_accuracy(look.index, worms) for look in result.history], color=color, label=result.method)
         axes[1].plot(seconds, [look.objective for look in result.history], color=color)
     axes[0].axhline(chance, color="black", ls=":", lw=1)
     axes[0].set(xlabel="seconds", ylabel="accuracy", ylim=(0, 1.02), title="accuracy over time (dotted: chance)")

@@ -181,6 +181,8 @@ def simulate(
     eta: float = 0.1,
     sigma: float = 1.0,
     spectral_factor: float = 2.0,
+    measurement_noise: float = 0.0,
+    unseen: float = 0.0,
     seed: int = 0,
 ) -> Worms:
     """Simulate worms that share one network and differ in the order of their neurons.
@@ -189,7 +191,9 @@ def simulate(
     Each worm starts at zero and runs for `BURN_IN` steps that are thrown away, after which it is stationary
     to within ``spectral_factor ** -BURN_IN``; then its neurons are put into a random order. An observed
     neuron's candidates are the identities less than ``eta`` away along the body; for the known ones only the
-    truth is left, in row and column.
+    truth is left, in row and column. Rows that are not observed may be any identity that is not known.
+
+    ``sigma`` alone changes nothing that could be identified: it scales all activity, and the evidence with it.
 
     Args:
         connectome: The n neurons, their connections and places.
@@ -197,28 +201,42 @@ def simulate(
         steps: How many transitions T are recorded; the traces have T + 1 time steps.
         known: Share of neurons whose identity is given, chosen at random in each worm; the count is rounded.
         eta: How far along the body a candidate may lie, in body lengths.
-        sigma: Standard deviation of the noise.
+        sigma: Standard deviation of the noise that drives the activity.
         spectral_factor: The largest absolute eigenvalue of the weights is one over this.
+        measurement_noise: Standard deviation of noise that is added to the traces, in their units, and that no method
+            models.
+        unseen: Share of neurons that a worm does not show, chosen at random in each among those that are not known;
+            the count is rounded.
         seed: Of all random numbers.
 
     Returns:
         The worms, with truth and weights.
 
     Raises:
-        ValueError: If an argument is out of its range, or the connections have no cycle, so that no scale is
-            defined.
+        ValueError: If an argument is out of its range, fewer neurons are unknown than should be unseen, all are
+            unseen, or the connections have no cycle, so that no scale is defined.
     """
     for name, count, least in (("worms", worms, 1), ("steps", steps, 2)):
         if isinstance(count, bool) or not isinstance(count, int) or count < least:
             raise ValueError(f"{name}={count!r}: expected an integer of at least {least}")
-    if not 0 <= known <= 1:
-        raise ValueError(f"known={known!r}: expected a share within [0, 1]")
+    for name, share in (("known", known), ("unseen", unseen)):
+        if not 0 <= share <= 1:
+            raise ValueError(f"{name}={share!r}: expected a share within [0, 1]")
     _check_positive("eta", eta)
     _check_positive("sigma", sigma)
     if not (math.isfinite(spectral_factor) and spectral_factor > 1):
         raise ValueError(f"spectral_factor={spectral_factor!r}: expected a finite number above 1, for a stable network")
+    if not (math.isfinite(measurement_noise) and measurement_noise >= 0):
+        raise ValueError(f"measurement_noise={measurement_noise!r}: expected a finite number of at least 0")
 
     n = len(connectome)
+    hidden = round(unseen * n)
+    most = min(n - round(known * n), n - 1)
+    if hidden > most:
+        raise ValueError(
+            f"unseen={unseen!r}: {hidden} of {n} neurons, expected at most {most} with known={known!r}, "
+            "for known ones are seen, and one at least is"
+        )
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
@@ -243,9 +261,21 @@ def simulate(
     body = connectome.body
     allowed = (body[truth].unsqueeze(-1) - body).abs() < eta
     is_known = torch.zeros(worms, n, dtype=torch.bool)
+    observed = torch.ones(worms, n, dtype=torch.bool)
     for worm in range(worms):
-        is_known[worm, torch.randperm(n, generator=generator)[: round(known * n)]] = True
-    return Worms(traces, reveal(allowed, is_known, truth), is_known, truth, sigma, scale, weights)
+        order = torch.randperm(n, generator=generator)
+        is_known[worm, order[: round(known * n)]] = True
+        observed[worm, order[n - hidden :]] = False
+    if measurement_noise:
+        traces = traces + measurement_noise * normal(*traces.shape)
+    if hidden:
+        order = (~observed).int().argsort(dim=1, stable=True)  # those that are not shown come last
+        traces = traces.gather(2, order.unsqueeze(1).expand_as(traces))
+        allowed = allowed.gather(1, order.unsqueeze(-1).expand_as(allowed))
+        truth, is_known, observed = (x.gather(1, order) for x in (truth, is_known, observed))
+        traces, allowed = traces * observed.unsqueeze(1), allowed | ~observed.unsqueeze(-1)
+    allowed = reveal(allowed, is_known, truth)
+    return Worms(traces, allowed, is_known, truth, sigma, scale, weights, observed=observed)
 
 
 def reveal(allowed: Tensor, known: Tensor, identity: Tensor) -> Tensor:

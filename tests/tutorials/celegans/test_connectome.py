@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import datetime
 import os
 import re
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 from tutorials.celegans import build_data
-from tutorials.celegans.connectome import DATA, Connectome, Graph, load_connectome, normalize_name
+from tutorials.celegans.connectome import DATA, REGIONS, Connectome, Graph, load_connectome, normalize_name
 
 GRAPHS: tuple[Graph, ...] = ("directed", "symmetric", "chemical")
 
@@ -232,3 +233,66 @@ def test_tables_are_rebuilt_from_the_wheels(tmp_path: Path) -> None:
     build_data.build(Path(os.environ["PYRO_GS_WHEELS"]), tmp_path, datetime.date.fromisoformat(built_on[1]))
     for name in ("neurons.csv", "connections.csv", "SOURCES.md"):
         assert (tmp_path / name).read_bytes() == (DATA / name).read_bytes(), name
+
+
+def test_thin_at_random_keeps_any_neurons(directed: Connectome, generator: torch.Generator) -> None:
+    small = directed.subset(list(range(6)))
+    kept = {small.thin(2, generator, "random").names for _ in range(400)}
+    assert len(kept) == 15  # all pairs; one stays away with probability below 1e-10
+    part = directed.thin(139, generator, "random")
+    assert list(part.names) == sorted(part.names)
+    assert part.adjacency.equal(directed.subset(part.names).adjacency)
+
+
+@pytest.mark.parametrize("n", [2, 84, 139, 195, 279])
+def test_thin_by_regions_keeps_the_same_share_of_each(directed: Connectome, generator: torch.Generator, n: int) -> None:
+    region = torch.bucketize(directed.body, torch.tensor(REGIONS, dtype=torch.float64))
+    sizes = region.bincount()
+    assert sizes.tolist() == [180, 59, 40]
+    parts = [directed.thin(n, generator, "regions") for _ in range(2)]
+    assert (parts[0].names != parts[1].names) == (n < 279)
+    for part in parts:
+        assert len(part) == n
+        kept = region[[directed.index(name) for name in part.names]].bincount(minlength=3)
+        assert ((kept - sizes * n / 279).abs() < 1).all()
+
+
+def test_thin_refuses_other_rules(directed: Connectome, generator: torch.Generator) -> None:
+    with pytest.raises(ValueError, match=r"rule='odd': expected one of 'even', 'random', 'regions'"):
+        directed.thin(10, generator, "odd")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("dropped", "added"), [(0.0, 0.0), (0.1, 0.0), (0.0, 0.2), (0.05, 0.05), (1.0, 1.0)])
+def test_rewire_drops_and_adds_so_many(
+    directed: Connectome, generator: torch.Generator, dropped: float, added: float
+) -> None:
+    wrong = directed.rewire(dropped=dropped, added=added, generator=generator)
+    assert wrong.names == directed.names
+    assert wrong.position is directed.position
+    assert int((directed.adjacency & ~wrong.adjacency).sum()) == round(dropped * 2993)
+    new = wrong.adjacency & ~directed.adjacency
+    assert int(new.sum()) == round(added * 2993)
+    assert not new.diagonal().any()
+    assert int(directed.adjacency.sum()) == 2993  # untouched
+    if added:
+        assert not new.equal(
+            directed.rewire(dropped=dropped, added=added, generator=generator).adjacency & ~directed.adjacency
+        )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dropped": 1.5}, r"dropped=1\.5: expected a share within \[0, 1\]"),
+        ({"added": float("nan")}, "added=nan: expected a share"),
+    ],
+)
+def test_rewire_refuses(directed: Connectome, generator: torch.Generator, options: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        directed.rewire(generator=generator, **options)
+
+
+def test_rewire_refuses_more_than_there_is_room_for(directed: Connectome, generator: torch.Generator) -> None:
+    full = dataclasses.replace(directed, adjacency=torch.ones(279, 279, dtype=torch.bool))
+    with pytest.raises(ValueError, match=r"added=0\.1: 7784 new connections, but only 0 pairs have none"):
+        full.rewire(added=0.1, generator=generator)

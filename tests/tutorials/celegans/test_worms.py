@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from tutorials.celegans.connectome import Connectome
+from tutorials.celegans.evidence import CollapsedEvidence, Statistics
 from tutorials.celegans.worms import Worms, accuracy, chance_accuracy, simulate, swap_pairs
 
 
@@ -68,6 +69,61 @@ def test_traces_are_stationary_from_the_start() -> None:
     torch.testing.assert_close(covariance, expected, atol=0.1, rtol=0.05)
 
 
+def test_sigma_alone_cancels() -> None:
+    """It scales all activity, exactly by a power of two, and the evidence by a factor that no permutation changes."""
+    one, four = (simulate(ring(), steps=50, sigma=sigma) for sigma in (1.0, 4.0))
+    assert torch.equal(4 * one.traces, four.traces)
+    assert torch.equal(one.allowed, four.allowed)
+    assert one.weight_scale == four.weight_scale
+    P = torch.eye(8, dtype=torch.float64)[torch.stack([torch.randperm(8) for _ in range(4)])]
+    values = []
+    for worms in (one, four):
+        assert worms.truth is not None
+        evidence = CollapsedEvidence(ring().adjacency, Statistics.from_worms(worms), worms.sigma, worms.weight_scale)
+        values.append(float(evidence(P) - evidence(torch.eye(8, dtype=torch.float64)[worms.truth])))
+    assert values[0] == pytest.approx(values[1], rel=1e-9)  # nats; rounding only
+
+
+def test_measurement_noise_is_added_to_the_traces_alone() -> None:
+    clean, noisy = (simulate(ring(), steps=5000, measurement_noise=noise) for noise in (0.0, 0.5))
+    assert clean.weights is not None
+    assert noisy.weights is not None
+    assert torch.equal(clean.weights, noisy.weights)
+    assert torch.equal(clean.allowed, noisy.allowed)
+    noise = noisy.traces - clean.traces
+    # 160,000 numbers: the standard error of the deviation is .0009, of a mean over 5,001 time steps .007
+    assert float(noise.std()) == pytest.approx(0.5, abs=0.005)
+    assert noise.mean(1).abs().max() < 0.04
+    lag = (noise[:, 1:] * noise[:, :-1]).mean()
+    assert abs(float(lag)) < 0.003  # white, while the activity is not
+
+
+def test_unseen_neurons_are_rows_at_the_end() -> None:
+    all_seen, worms = (simulate(ring(10), worms=3, steps=20, known=0.3, eta=0.3, unseen=u) for u in (0.0, 0.4))
+    assert worms.truth is not None
+    assert all_seen.truth is not None
+    assert worms.observed.tolist() == [[True] * 6 + [False] * 4] * 3
+    assert worms.known.sum(1).tolist() == [3, 3, 3]
+    assert not worms.known[:, 6:].any()
+    for j in range(3):
+        hidden = set(worms.truth[j, 6:].tolist())
+        for m in range(6):  # the same activity and candidates under the same name
+            identity = int(worms.truth[j, m])
+            before = all_seen.truth[j].tolist().index(identity)
+            assert torch.equal(worms.traces[j, :, m], all_seen.traces[j, :, before])
+            assert set(worms.allowed[j, m].nonzero().flatten().tolist()) == set(
+                all_seen.allowed[j, before].nonzero().flatten().tolist()
+            )
+            assert not worms.known[j, m] or identity not in hidden
+        free = set(range(10)) - set(worms.truth[j, worms.known[j].nonzero().flatten()].tolist())
+        spare = {tuple(worms.allowed[j, m].nonzero().flatten().tolist()) for m in range(6, 10)}
+        assert len(spare) == 1
+        # Identities that one neuron must have, since it has no other, are on no permutation with another row.
+        forced = {int(worms.truth[j, m]) for m in range(6) if worms.allowed[j, m].sum() == 1}
+        assert hidden <= set(spare.pop()) == free - forced
+    assert len({tuple(sorted(worms.truth[j, 6:].tolist())) for j in range(3)}) > 1  # not the same in each worm
+
+
 def test_orders_differ_between_worms() -> None:
     truth = simulate(ring(), worms=4, steps=2).truth
     assert truth is not None
@@ -109,6 +165,11 @@ def test_candidates_are_the_identities_nearer_than_eta() -> None:
         ({"steps": 1}, r"steps=1: expected an integer of at least 2"),
         ({"sigma": -1.0}, r"sigma=-1\.0: expected a positive finite number"),
         ({"sigma": float("nan")}, r"sigma=nan"),
+        ({"measurement_noise": -0.1}, r"measurement_noise=-0\.1: expected a finite number of at least 0"),
+        ({"measurement_noise": float("nan")}, r"measurement_noise=nan"),
+        ({"unseen": 1.1}, r"unseen=1\.1: expected a share within \[0, 1\]"),
+        ({"unseen": 0.9}, r"unseen=0\.9: 7 of 8 neurons, expected at most 6 with known=0\.2"),
+        ({"unseen": 1.0, "known": 0.0}, r"unseen=1\.0: 8 of 8 neurons, expected at most 7 with known=0\.0"),
         ({"spectral_factor": 1.0}, r"spectral_factor=1\.0: expected a finite number above 1"),
         ({"spectral_factor": float("inf")}, r"spectral_factor=inf"),
     ],

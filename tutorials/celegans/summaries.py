@@ -1,0 +1,210 @@
+"""The results of a sweep, read from its CSVs and sorted into the tables that they belong to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from tutorials.celegans.__main__ import METHODS
+from tutorials.celegans.cells import BASE, TABLES, Cell, Table
+from tutorials.celegans.connectome import DATA
+from tutorials.celegans.results import COLUMNS, RELIABILITY_COLUMNS
+
+__all__ = ["GAIN", "Line", "Shown", "load", "published", "show"]
+
+GAIN = "log_evidence_gain"
+"""Column: evidence of the answer less that of the truth, in nats."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a table: a method, or one of its objectives.
+
+    Attributes:
+        method: As in the CSV.
+        objective: None where there is none.
+        title: What is printed.
+    """
+
+    method: str
+    objective: str | None
+    title: str
+
+
+@dataclass(frozen=True, eq=False)
+class Shown:
+    """What there is of a table.
+
+    Attributes:
+        name: Of the table.
+        table: With the cells that there are results of.
+        labels: One for each cell.
+        lines: In the order of the table: chance, methods, ceiling.
+        rows: Results by cell and line; an empty frame where there are none.
+        paper: Published accuracies by cell and method.
+        quick: Whether the cells are the small ones.
+    """
+
+    name: str
+    table: Table
+    labels: list[str]
+    lines: list[Line]
+    rows: dict[tuple[Cell, Line], pd.DataFrame]
+    paper: dict[tuple[Cell, str], float]
+    quick: bool
+
+    @property
+    def methods(self) -> list[Line]:
+        """Lines without chance and ceiling."""
+        return self.lines[1:-1]
+
+    def values(self, cell: Cell, line: Line, column: str = "accuracy") -> list[float]:
+        """Figures of a line in a cell, one a seed."""
+        return [float(x) for x in self.rows[cell, line][column].dropna()]
+
+    @property
+    def seeds(self) -> str:
+        """How many seeds the lines have."""
+        counts = {len(values) for key in self.rows if (values := self.values(*key))}
+        least, most = min(counts), max(counts)
+        return f"{most} seed{'s' * (most > 1)}" if least == most else f"{least} to {most} seeds"
+
+
+def _read(path: Path, columns: Sequence[str]) -> pd.DataFrame:
+    if not path.exists():
+        raise ValueError(f"{path}: no such file, expected the results of python -m tutorials.celegans.sweep")
+    # settings as they are written: cells are compared, and pandas may be off in the last digit
+    frame = pd.read_csv(path, dtype=dict.fromkeys(("key", "commit", *BASE.settings), str))
+    missing = [name for name in columns if name not in frame]
+    if missing:
+        raise ValueError(f"{path}: columns {', '.join(missing)} are missing, expected those that the sweep writes")
+    return frame
+
+
+def load(folder: Path, budget: float | None = None) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Read the results of a sweep.
+
+    Args:
+        folder: With ``results.csv`` and ``reliability.csv``.
+        budget: Only results with this budget, and chance.
+
+    Returns:
+        Jobs that are done, with a column ``cell`` of `Cell` and one `GAIN`, each seed once: the last where several
+        versions of the code ran it. And the reliability of all jobs.
+
+    Raises:
+        ValueError: If a file or a column is missing, nothing is done, or a cell has results of several budgets or
+            clocks and ``budget`` does not choose.
+    """
+    frame = _read(folder / "results.csv", COLUMNS)
+    frame = frame[frame["status"] == "done"]
+    if budget is not None:
+        frame = frame[(frame["budget"] == budget) | (frame["method"] == "chance")]
+    if frame.empty:
+        raise ValueError(f"{folder / 'results.csv'}: no job is done{'' if budget is None else f' with budget {budget:g}'}")
+    settings = zip(*(frame[name] for name in BASE.settings), strict=True)
+    frame = frame.assign(cell=[_cell(row) for row in settings])
+    frame[GAIN] = frame["log_evidence"] - frame["log_evidence_truth"]
+    for found, rows in frame[frame["method"] != "chance"].groupby("cell", sort=False):
+        kinds = rows[["budget", "clock"]].drop_duplicates()
+        if len(kinds) > 1:
+            listed = ", ".join(f"{seconds:g} s ({clock})" for seconds, clock in kinds.itertuples(index=False))
+            raise ValueError(f"{folder}: {found} has results of {listed}; choose with --budget, or keep clocks apart")
+    frame = frame.drop_duplicates(["cell", "seed", "method", "objective"], keep="last")
+    return frame, _read(folder / "reliability.csv", RELIABILITY_COLUMNS)
+
+
+def _cell(row: Sequence[Any]) -> Cell:
+    """The cell of settings as they are in the CSV."""
+    settings: dict[str, Any] = {}
+    for (name, default), text in zip(BASE.settings.items(), row, strict=True):
+        kind = float if default is None else type(default)
+        settings[name] = None if pd.isna(text) else kind(text)
+    return Cell(**settings)
+
+
+def published(table: str) -> pd.DataFrame:
+    """Accuracies of the paper in one of its tables."""
+    frame = pd.read_csv(DATA / "published.csv")
+    return frame[frame["table"] == table]
+
+
+def _paper(name: str, pairs: Sequence[tuple[Cell, Cell]]) -> dict[tuple[Cell, str], float]:
+    """Published accuracies of cells; looked up by the full cell of each pair."""
+    frame = published(name)
+    found: dict[tuple[Cell, str], float] = {}
+    for full, cell in pairs:
+        match = frame
+        for column in ("candidates", "worms", "known", "eta"):
+            match = match[match[column].isna() | (match[column] == getattr(full, column))]
+        found |= {(cell, method): x for method, x in match[["method", "accuracy"]].itertuples(index=False)}
+    return found
+
+
+def _label(name: str, full: Cell) -> str:
+    if name == "table1":
+        return f"{full.candidates:g}, J={full.worms}"
+    if name == "table2":
+        return f"{full.known:.0%}, {full.eta:g}".replace("%", " %")
+    axis = TABLES[name].axis
+    if axis is not None:
+        return f"{getattr(full, axis):g}"
+    if name == "objectives":
+        return _label("table2" if full.candidates is None else "table1", full)
+    base = BASE.settings
+    changed = [f"{key} {value}".replace("_", " ") for key, value in full.settings.items() if value != base[key]]
+    return ", ".join(changed) or "base"
+
+
+def show(name: str, frame: pd.DataFrame) -> Shown | None:
+    """What there is of a table: of its full cells, or, where none has run, of its quick ones.
+
+    Args:
+        name: Of the table.
+        frame: From `load`.
+
+    Returns:
+        None where nothing is, or nothing but what other tables share: the base cell, the usual objective.
+    """
+    full = TABLES[name]
+    present = set(frame["cell"])
+    quick = not any(cell in present for cell in full.cells)
+    pairs = list(zip(full.cells, (full.quick() if quick else full).cells, strict=True))
+    pairs = [(large, cell) for large, cell in pairs if cell in present]
+    if not pairs or ([large for large, _ in pairs] == [BASE] and name != "base"):
+        return None
+    cells = tuple(cell for _, cell in pairs)
+    ours = frame[frame["cell"].isin(cells)]
+    lines = [Line("chance", None, "chance"), *_lines(full, ours), Line("ceiling", None, "ceiling")]
+    if len(full.objectives) > 1 and len(lines) < 4:
+        return None
+    rows = {}
+    for cell in cells:
+        of_cell = ours[ours["cell"] == cell]
+        for line in lines:
+            match = of_cell[of_cell["method"] == line.method]
+            rows[cell, line] = match if line.objective is None else match[match["objective"] == line.objective]
+    labels = [_label(name, large) for large, _ in pairs]
+    return Shown(name, replace(full, cells=cells), labels, lines, rows, {} if quick else _paper(name, pairs), quick)
+
+
+def _lines(full: Table, rows: pd.DataFrame) -> list[Line]:
+    """The methods of a table. Cells that it shares with others hold more; these do not make a line."""
+    lines = []
+    for method, (title, _) in METHODS.items():
+        found = rows[rows["method"] == method]
+        own = not full.methods or method in full.methods
+        asked = len(full.objectives) == 1 and found["cell"].nunique() > 1  # not only in the cell that others share
+        if found.empty or not (own or asked):
+            continue
+        if found["objective"].isna().all():
+            lines.append(Line(method, None, title))
+            continue
+        for objective in full.objectives:
+            if (found["objective"] == objective).any():
+                lines.append(Line(method, objective, title if len(full.objectives) == 1 else objective))
+    return lines
