@@ -26,7 +26,7 @@ __all__ = ["COLORS", "Score", "draw_figures", "markdown_table", "reliability_cur
 
 COLORS = {
     "Gumbel-Sinkhorn VI": "#d1495b",
-    "Gumbel-Sinkhorn VI, no exchanges": "#e9a0a9",
+    "Gumbel-Sinkhorn VI, plain": "#e9a0a9",
     "naive VI": "#66a182",
     "MAP (FAQ)": "#edae49",
     "MCMC (paper)": "#2e4057",

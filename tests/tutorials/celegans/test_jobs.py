@@ -62,7 +62,7 @@ def test_the_key_changes_with_all_that_changes_the_result():
     for field, value in Cell(4, 0.5, None, 9.0, 17, 61, 1.5, 3.0, "chemical", "random", 0.1, 0.2, 0.3, 0.4).settings.items():
         changes = {"eta": None, "candidates": 9.0} if field in ("eta", "candidates") else {field: value}
         keys.add(dataclasses.replace(job, cell=dataclasses.replace(SMALL, **changes)).key(SOFTWARE))
-    for changes in ({"seed": 1}, {"method": "no-exchanges"}, {"objective": "density"}, {"budget": 2.0}, {"clock": "wall"}):
+    for changes in ({"seed": 1}, {"method": "plain"}, {"objective": "density"}, {"budget": 2.0}, {"clock": "wall"}):
         keys.add(dataclasses.replace(job, **changes).key(SOFTWARE))
     for changes in ({"version": "2"}, {"commit": "abd"}, {"torch": "3"}):
         keys.add(job.key(dataclasses.replace(SOFTWARE, **changes)))
