@@ -1,5 +1,5 @@
 # Two commands do all the set-up on a fresh machine:
-#   make celegans   the main job: identify neurons of C. elegans, about five minutes after installation
+#   make celegans   the main job: identify neurons of C. elegans, about seven minutes after installation
 #   make test       the tests
 # Beside them: make celegans-seeds (the guide over five seeds with 90 s each), celegans-table1, celegans-table2 and
 # celegans-sweeps (hours; they go on where they were), lint, types, bench.
