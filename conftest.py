@@ -9,8 +9,8 @@ import torch
 # The machines that run this have two cores; small matrices gain nothing from threads, and waiting for one costs much.
 torch.set_num_threads(int(os.environ.get("PYRO_GS_TEST_THREADS", "1")))
 
-# A script that runs from top to bottom when it is imported; tests/tutorials runs it.
-collect_ignore = ["tutorials/first_permutation.py"]
+# Scripts that run from top to bottom when they are imported; tests/tutorials runs them.
+collect_ignore = ["tutorials/first_permutation.py", "tutorials/celegans/identify.py"]
 
 
 def pytest_addoption(parser):

@@ -1,0 +1,234 @@
+"""Identify the neurons of C. elegans, as a Pyro tutorial: model, prior check, SVI, MCMC on the same model, calibration."""
+
+# %% [markdown]
+# # Which neuron is which?
+#
+# A worm's nervous system is known connection by connection: 279 somatic neurons, every one with a name. A recording of a
+# living worm shows the activity of its neurons, but not their names. This tutorial finds the names from the activity: a
+# permutation for each worm, given the connectome and rough positions along the body.
+#
+# It follows the experiment of *Learning Latent Permutations with Gumbel-Sinkhorn Networks* (Mena et al. 2018, Section 5.3)
+# on simulated worms, so that the answers can be checked. It runs in a few minutes on one core; `python -m
+# tutorials.celegans.identify --full` takes the size of the main job. Pictures go to `results/identify`.
+
+# %%
+import argparse
+from pathlib import Path
+
+import matplotlib
+
+if __name__ == "__main__":
+    matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import pyro
+import pyro.poutine as poutine
+import torch
+from matplotlib.figure import Figure
+from pyro.infer import MCMC, SVI, Predictive, Trace_ELBO
+from pyro.optim import ClippedAdam
+
+import pyro_gs as pgs
+from pyro_gs import plotting
+from tutorials.celegans.connectome import load_connectome
+from tutorials.celegans.evidence import CollapsedEvidence, Statistics
+from tutorials.celegans.exchange import ExchangeSearch
+from tutorials.celegans.model import collapsed_model, full_model
+from tutorials.celegans.worms import accuracy, chance_accuracy, simulate
+
+parser = argparse.ArgumentParser(description="neuron identification, step by step")
+size = parser.add_mutually_exclusive_group()
+size.add_argument("--full", action="store_true", help="139 neurons and four worms")
+size.add_argument("--quick", action="store_true", help="next to no steps: does it run?")
+parser.add_argument("--out", type=Path, default=Path("results/identify"), help="folder for the pictures")
+args = parser.parse_args()
+args.out.mkdir(parents=True, exist_ok=True)
+torch.set_num_threads(1)
+torch.set_default_dtype(torch.float64)
+pyro.set_rng_seed(0)
+
+NEURONS, WORMS = (139, 4) if args.full else (20, 2) if args.quick else (100, 2)
+STEPS = 1000 if args.full else 10 if args.quick else 500
+RESTARTS = 1 if args.quick else 15
+SAMPLES = 1000 if args.full else 10 if args.quick else 300
+
+
+def save(name: str, figure: Figure) -> None:
+    """Write a picture."""
+    figure.savefig(args.out / f"{name}.png", dpi=110)
+    plt.close(figure)
+
+
+# %% [markdown]
+# ## The data
+#
+# `simulate` draws one set of connection weights, lets every worm's network run with noise of its own, and puts the neurons
+# of each worm into a random order. `worms.allowed` says which identities each observed neuron may have: those nearer than a
+# seventh of the body, and for one neuron in ten only the truth.
+
+# %%
+connectome = load_connectome().thin(NEURONS, torch.Generator().manual_seed(0))
+worms = simulate(connectome, worms=WORMS, steps=1000, known=0.1, eta=0.15, seed=0)
+assert worms.truth is not None  # simulated worms have one
+index = worms.truth
+truth = pgs.to_matrix(index)
+print(f"{WORMS} worms, {NEURONS} neurons, {int(connectome.adjacency.sum())} connections")
+print(f"{float(worms.allowed.sum(-1).double().mean()):.1f} candidates a neuron; guessing gives {chance_accuracy(worms):.2f}")
+
+figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+axes[0].imshow(worms.traces[0, :150].T, aspect="auto", cmap="RdBu_r", vmin=-3, vmax=3)
+axes[0].set(xlabel="time step", ylabel="observed neuron", title="what worm 1 shows")
+order = connectome.body.argsort()
+axes[1].imshow(worms.allowed[0][index[0].argsort()[order]][:, order], cmap="Greys", interpolation="nearest")
+axes[1].set(xlabel="identity, head to tail", ylabel="neuron, in the true order", title="its candidates")
+save("1_data", figure)
+
+# %% [markdown]
+# ## The model
+#
+# Activity at one moment is what the network makes of the moment before, plus noise:
+#
+#     Y_t = P W P' Y_{t-1} + noise,    W Gaussian on the connections, shared by all worms,    P uniform on the candidates
+#
+# `model.py` has it as a Pyro program of a dozen lines, `full_model`. Given the permutations `W` is Gaussian, so it can be
+# integrated out exactly; `collapsed_model` is the same model without it, and all that follows uses it. The recordings enter
+# through sums over time, so a step costs the same for any length.
+#
+# ## Does the prior know such worms?
+#
+# Before fitting, draw from the prior: weights and permutations, and from them the activity that they predict one step ahead.
+# If the recorded activity lay far outside, no posterior would be worth looking at.
+
+# %%
+prior = Predictive(poutine.uncondition(full_model), num_samples=20)(worms, connectome)["Y"]
+figure, ax = plt.subplots(figsize=(5, 3.4), layout="constrained")
+for draw in prior:
+    ax.plot(draw[0].std(0).sort().values, color="0.7", linewidth=1)
+ax.plot([], [], color="0.7", label="20 draws of the prior")
+ax.plot(worms.traces[0, 1:].std(0).sort().values, color="tab:red", label="recorded")
+ax.set(xlabel="neurons of worm 1, sorted", ylabel="standard deviation of the activity", title="prior predictive check")
+ax.legend()
+save("2_prior", figure)
+spread = [float(part.std()) for part in (worms.traces[0, 1:], prior[:, 0])]
+print(f"standard deviation of all activity: {spread[0]:.2f} recorded, {spread[1]:.2f} by the prior")
+
+
+# %% [markdown]
+# ## SVI with a Gumbel-Sinkhorn guide
+#
+# Two lines make it variational: `pgs.relax` runs the same model with doubly stochastic matrices in place of permutations,
+# and `AutoGumbelSinkhorn` is the guide. `guide.median()` is the best matching of its logits.
+
+# %%
+evidence = CollapsedEvidence(connectome.adjacency, Statistics.from_worms(worms), worms.sigma, worms.weight_scale)
+data = (evidence, worms.allowed)
+guide = pgs.AutoGumbelSinkhorn(collapsed_model, temperature=1.0, init_scale=0.0, objective="noise_kl")
+optimizer = ClippedAdam({"lr": 0.1, "lrd": 0.1 ** (1 / STEPS)})
+elbo = Trace_ELBO(num_particles=1, vectorize_particles=True, max_plate_nesting=1)
+svi = SVI(pgs.relax(collapsed_model, temperature=1.0), guide, optimizer, elbo)
+losses = [svi.step(*data) for _ in range(STEPS)]
+plain = pgs.to_index(guide.median()["P"])
+print(f"plain SVI: {accuracy(plain, index):.3f} of the neurons right")
+
+# %% [markdown]
+# Plain SVI ends in a local optimum: some labels are confused in all worms at once, and the weights have learned the
+# confusion. Two things help, and both look at hard permutations. `ExchangeSearch` scores the exchange of any two labels in
+# any set of worms exactly and takes those that raise the log joint. `pgs.PartialRestarts` frees a random part of the labels,
+# lets SVI place them anew around the rest, and keeps the result if it scores higher. Neither looks at the truth.
+
+# %%
+search = ExchangeSearch(evidence, worms.allowed)
+
+
+def log_joint(values: dict[str, torch.Tensor]) -> float:
+    """Of permutations by site, up to a constant: the prior is uniform."""
+    return float(evidence(values["P"]))
+
+
+def improved() -> dict[str, torch.Tensor]:
+    """The guide's mode after exchanges."""
+    found, _ = search.improve(pgs.to_index(guide.median()["P"]), seconds=30.0)
+    return {"P": pgs.to_matrix(found)}
+
+
+restarts = pgs.PartialRestarts(guide, log_joint)
+restarts.end(improved())
+scores = [restarts.best_score]
+for _ in range(RESTARTS):
+    restarts.begin()
+    optimizer = ClippedAdam({"lr": 0.1, "lrd": 0.1 ** (1 / 80)})
+    svi = SVI(pgs.relax(collapsed_model, temperature=1.0), guide, optimizer, elbo)
+    for _ in range(min(80, STEPS)):
+        svi.step(*data)
+    restarts.end(improved())
+    scores.append(restarts.best_score)
+restarts.finish()
+svi = SVI(pgs.relax(collapsed_model, temperature=1.0), guide, ClippedAdam({"lr": 0.1, "lrd": 0.1 ** (1 / STEPS)}), elbo)
+losses += [svi.step(*data) for _ in range(STEPS)]
+answer = guide.median()["P"]
+print(f"with exchanges and restarts: {accuracy(pgs.to_index(answer), index):.3f}")
+print(f"log evidence of the answer less that of the truth: {log_joint({'P': answer}) - float(evidence(truth)):.1f} nats")
+
+figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
+axes[0].plot(losses, linewidth=0.7)
+axes[0].set(xlabel="step", ylabel="-ELBO (nats)", title="SVI: first stretch, and around the best matching")
+axes[1].step(range(len(scores)), scores, where="post")
+axes[1].axhline(float(evidence(truth)), color="black", linestyle=":", label="the truth's")
+axes[1].set(xlabel="restart", ylabel="log evidence (nats)", title="best matching so far")
+axes[1].legend()
+save("3_svi", figure)
+
+# %% [markdown]
+# ## MCMC on the same model
+#
+# The guide's marginals are those of an approximation. `SwapMetropolis` samples the posterior itself: it proposes that two
+# neurons of a worm exchange their names. It needs nothing but the model; handing it `swap_delta`, the exact change that
+# `ExchangeSearch` knows, spares it running the model at every proposal. Started from the guide's mode it need not find its
+# way there.
+
+# %%
+kernel = pgs.SwapMetropolis(collapsed_model, swap_delta=search.swap_delta)
+mcmc = MCMC(kernel, num_samples=SAMPLES, warmup_steps=SAMPLES // 5, initial_params={"P": answer}, disable_progbar=True)
+mcmc.run(*data)
+hard = guide.hard_sample((SAMPLES,))["P"]
+by_svi, by_mcmc = hard.mean(0), mcmc.get_samples()["P"].double().mean(0)
+difference = 0.5 * (by_svi - by_mcmc).abs().sum(-1)
+print("total variation between the marginals of guide and chain:")
+print(f"median {float(difference.median()):.3f}, largest {float(difference.max()):.3f}")
+
+figure, axes = plt.subplots(1, 2, figsize=(9, 4.2), layout="constrained")
+for ax, (title, marginals) in zip(axes, {"guide": by_svi, "chain": by_mcmc}.items(), strict=True):
+    rows = index[0].argsort()[order]
+    ax.imshow(marginals[0][rows][:, order].sqrt(), cmap="magma", vmin=0, vmax=1, interpolation="nearest")
+    right = accuracy(pgs.to_index(pgs.matching(marginals)), index)
+    ax.set(title=f"{title}: {right:.3f} right", xlabel="identity, head to tail", ylabel="neuron, in the true order")
+figure.suptitle("marginals of worm 1 (square root, so that small ones show); right answers lie on the diagonal")
+save("4_marginals", figure)
+
+# %% [markdown]
+# ## How far can an assignment be trusted?
+#
+# Is a neuron that the posterior gives .9 right nine times in ten? `pgs.reliability` counts, over the neurons whose identity
+# was not given. A guide can be too sure in the wrong optimum and not sure enough in the right one, so look at this before
+# you trust names, on simulated worms like yours.
+
+# %%
+figure, axes = plt.subplots(1, 2, figsize=(8, 3.8), layout="constrained")
+for ax, (title, marginals) in zip(axes, {"guide": by_svi, "chain": by_mcmc}.items(), strict=True):
+    curve = pgs.reliability(marginals, truth, rows=~worms.known)
+    plotting.plot_reliability(curve, ax=ax)
+    ax.set_title(f"{title}: calibration error {curve.calibration_error:.3f}")
+save("5_reliability", figure)
+sure = by_svi.amax(-1)[~worms.known] > 0.9
+correct = (by_svi.argmax(-1) == index)[~worms.known]
+share = float(correct[sure].double().mean())
+print(f"{int(sure.sum())} of {len(sure)} unknown neurons get more than .9; {share:.3f} of these are right")
+
+
+# %% [markdown]
+# ## Your own worms
+#
+# `python -m tutorials.celegans.own worm1.csv worm2.nwb` does all this for recordings in CSV, npz or NWB files: worms that
+# show a part of the neurons, known names where you have them, positions laid onto an atlas, and a report that opens in a
+# browser. Ten lines of Python that do the same are in `tutorials/celegans/README.md`. `python -m tutorials.celegans`
+# compares this guide with other methods, and `python -m tutorials.celegans.sweep` runs whole tables of them.
