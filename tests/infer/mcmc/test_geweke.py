@@ -120,6 +120,8 @@ class Joint:
             return None
         if P.dim() < self.data.dim():  # one value without replicas: at set-up
             return self.data[0]
+        if len(P) < self.replicas:  # candidates for one replica: when the kernel looks whether items are coupled
+            return self.data[:1].expand(len(P), *self.data.shape[1:])
         return self.data.repeat(len(P) // self.replicas, *(1,) * (self.data.dim() - 1))
 
     def simulate(self, values=None):

@@ -20,7 +20,7 @@ def test_jobs_go_through_all_cells_of_a_seed_before_the_next():
     assert [(job.seed, job.cell.worms, job.method) for job in found] == [
         (seed, worms, method) for seed in (5, 3) for worms in (2, 1) for method in ("chance", "map", "ceiling")
     ]
-    assert [job.budget for job in found[:6]] == [0, 90, 90, 0, 7, 7]
+    assert [job.budget for job in found[:6]] == [0, 20, 20, 0, 7, 7]
 
 
 def test_shared_cells_and_objectives_run_once():

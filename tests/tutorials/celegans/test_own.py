@@ -172,7 +172,7 @@ def test_the_command_refuses(
 
 @needs_nwb
 def test_the_lines_of_the_readme(example: Example, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (lines,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    lines = re.findall(r"^```python\n(.*?)```", README.read_text(), re.DOTALL | re.MULTILINE)[-1]
     assert len([line for line in lines.splitlines() if line]) <= 10
     for path in (example.traces[0], example.positions[0], example.nwb[1]):
         (tmp_path / path.name).write_bytes(path.read_bytes())
