@@ -214,8 +214,8 @@ save("4_marginals", figure)
 #
 # Here the answer has the truth's log evidence and still a wrong pair: two neurons with the same partners, whose names can be
 # exchanged in both worms at once without any change. Nothing in the data tells them apart, so each name deserves one half.
-# Neither the guide, which sits around one of the two, nor swaps within a single worm, which would have to pass through states
-# where the worms disagree, say so. `search.gains(index)` lists such exchanges, those of gain zero.
+# Neither the guide, which sits around one of the two, nor swaps within a single worm, which would have to pass through
+# states where the worms disagree, say so. `search.gains(index)` lists such exchanges, those of gain zero.
 
 # %%
 figure, axes = plt.subplots(1, 2, figsize=(8, 3.8), layout="constrained")
