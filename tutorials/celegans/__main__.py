@@ -1,6 +1,6 @@
 """The main job: identify neurons of several simulated worms on the real connectome, by every method, side by side.
 
-python -m tutorials.celegans --worms 4 --known 0.2 --eta 0.1 --neurons 139 --steps 1000 --seed 0 --budget 45
+python -m tutorials.celegans --worms 4 --known 0.2 --eta 0.1 --neurons 139 --steps 1000 --seed 0 --budget 40
 """
 
 from __future__ import annotations

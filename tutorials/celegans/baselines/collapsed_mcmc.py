@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -58,10 +60,7 @@ class CollapsedSwapChain:
         self._prior = 1 / evidence.weight_scale**2
         self._log_scale = math.log(evidence.weight_scale)
         self.index: NDArray[np.int64] = index.numpy().copy()
-        seen = [None] * len(allowed) if statistics.observed is None else list(statistics.observed)
-        listed = [swap_pairs(mask, observed) for mask, observed in zip(allowed, seen, strict=True)]
-        pairs = [torch.nn.functional.pad(pair, (1, 0), value=j) for j, pair in enumerate(listed)]
-        self.pairs: NDArray[np.int64] = torch.cat(pairs).numpy()
+        self._candidates, self._seen = allowed, statistics.observed
 
         place = np.argsort(self.index, axis=1)  # of an identity, in the worm's own order
         worm = np.arange(len(place))[:, None, None]
@@ -89,6 +88,15 @@ class CollapsedSwapChain:
         )
         self._scores = self._score(np.arange(n))
         self.proposed = self.valid = self.accepted = 0
+
+    @functools.cached_property
+    def pairs(self) -> NDArray[np.int64]:
+        """Pairs that `step` proposes, (K, 3): a worm and two of its rows."""
+        seen = [None] * len(self._candidates) if self._seen is None else list(self._seen)
+        listed = [swap_pairs(mask, observed) for mask, observed in zip(self._candidates, seen, strict=True)]
+        pairs = [torch.nn.functional.pad(pair, (1, 0), value=j) for j, pair in enumerate(listed)]
+        found: NDArray[np.int64] = torch.cat(pairs).numpy()
+        return found
 
     @property
     def log_evidence(self) -> float:
@@ -158,28 +166,42 @@ class CollapsedSwapChain:
         self.proposed += 1
         if not (mask[first, b] and mask[second, a]):
             return False
+        return self._move(np.array([worm]), np.array([first]), np.array([second]), a, b, log_uniform)
+
+    def _move(
+        self,
+        worms: NDArray[np.integer[Any]],
+        at_a: NDArray[np.integer[Any]],
+        at_b: NDArray[np.integer[Any]],
+        a: int,
+        b: int,
+        log_uniform: float,
+    ) -> bool:
+        """Exchange two identities, at a row each, in worms that allow it, with the Metropolis probability."""
         self.valid += 1
         rows = np.flatnonzero(self._touched[a] | self._touched[b])
         B, C = self._B, self._C
         saved = B[a].copy(), B[b].copy(), C[a].copy(), C[b].copy(), C[:, a].copy(), C[:, b].copy()
-        self._exchange(worm, a, b)
+        for worm in worms:
+            self._exchange(worm, a, b)
+            if self._shown is not None:  # else scoring reads the sums alone
+                self._relabel(worm, a, b)
         prior = 0.0
         if self._logits is not None:
-            logits = self._logits[worm]
-            prior = float(logits[first, b] + logits[second, a] - logits[first, a] - logits[second, b])
-        if self._shown is not None:  # else scoring reads the sums alone
-            self._relabel(worm, a, b)
+            logits = self._logits
+            gains = logits[worms, at_a, b] + logits[worms, at_b, a] - logits[worms, at_a, a] - logits[worms, at_b, b]
+            prior = float(gains.sum())
         scores = self._score(rows)
-        if log_uniform < scores.sum() - self._scores[rows].sum() + prior:
+        accepted = bool(log_uniform < scores.sum() - self._scores[rows].sum() + prior)
+        if accepted == (self._shown is None):
+            for worm in worms:
+                self._relabel(worm, a, b)
+        if accepted:
             self._scores[rows] = scores
             self._log_prior += prior
-            index[first], index[second] = b, a
-            if self._shown is None:
-                self._relabel(worm, a, b)
+            self.index[worms, at_a], self.index[worms, at_b] = b, a
             self.accepted += 1
             return True
-        if self._shown is not None:
-            self._relabel(worm, a, b)
         B[a], B[b], C[a], C[b], C[:, a], C[:, b] = saved
         n = len(C)
         B[:n, a], B[:n, b] = saved[0][:n], saved[1][:n]

@@ -107,32 +107,8 @@ class ExchangeChain(CollapsedSwapChain):
         Returns:
             Whether they were exchanged.
         """
-        self.valid += 1
         at_a, at_b = (place[worms] for place in self._places(a, b))
-        rows = np.flatnonzero(self._touched[a] | self._touched[b])
-        B, C = self._B, self._C
-        saved = B[a].copy(), B[b].copy(), C[a].copy(), C[b].copy(), C[:, a].copy(), C[:, b].copy()
-        for worm in worms:
-            self._exchange(worm, a, b)
-            self._relabel(worm, a, b)
-        prior = 0.0
-        if self._logits is not None:
-            logits = self._logits
-            gains = logits[worms, at_a, b] + logits[worms, at_b, a] - logits[worms, at_a, a] - logits[worms, at_b, b]
-            prior = float(gains.sum())
-        scores = self._score(rows)
-        if log_uniform < scores.sum() - self._scores[rows].sum() + prior:
-            self._scores[rows] = scores
-            self._log_prior += prior
-            self.index[worms, at_a], self.index[worms, at_b] = b, a
-            self.accepted += 1
-            return True
-        for worm in worms:
-            self._relabel(worm, a, b)
-        B[a], B[b], C[a], C[b], C[:, a], C[:, b] = saved
-        n = len(C)
-        B[:n, a], B[:n, b] = saved[0][:n], saved[1][:n]
-        return False
+        return self._move(worms, at_a, at_b, a, b, log_uniform)
 
 
 class _Anneal:
@@ -169,8 +145,8 @@ class _Anneal:
     def _seed(self) -> int:
         return int(self._seeds.integers(2**62))
 
-    def step(self) -> float:
-        """Draw W, propose swaps given W, then exchanges without it; returns the log joint."""
+    def step(self) -> None:
+        """Draw W, propose swaps given W, then exchanges without it."""
         self._gibbs.index[:] = self.index.numpy()
         self._gibbs.step()
         state = torch.from_numpy(self._gibbs.index)
@@ -178,7 +154,6 @@ class _Anneal:
         chain.exchange(EXCHANGES * self._worms.num_neurons)
         self.counts += chain.proposed, chain.valid, chain.accepted
         self.index = torch.from_numpy(chain.index)
-        return chain.log_evidence
 
 
 def _power(fraction: float, longest: int) -> float:
