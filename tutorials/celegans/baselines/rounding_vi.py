@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pyro_gs.ops.matching import matching, to_index
 from pyro_gs.ops.sinkhorn import sinkhorn
+from tutorials.celegans.baselines.map_faq import mask_center
 from tutorials.celegans.connectome import Connectome
 from tutorials.celegans.evidence import CollapsedEvidence, Statistics
 from tutorials.celegans.identification import Identification, Run, check_initial, match_allowed, onehot
@@ -67,7 +68,7 @@ def rounded(entries: Tensor, allowed: Tensor) -> Tensor:
     return TEMPERATURE * Z + (1 - TEMPERATURE) * _match(Z, allowed)
 
 
-def rounding_model(evidence: CollapsedEvidence, allowed: Tensor, logits: Tensor) -> Tensor:
+def rounding_model(evidence: CollapsedEvidence, allowed: Tensor, center: Tensor, logits: Tensor) -> Tensor:
     """The collapsed model over the normal entries that rounding starts from.
 
     Site ``Z``, shape (K,); the factors ``place`` and ``Y`` of ``collapsed_model`` at the rounded matrices.
@@ -75,13 +76,13 @@ def rounding_model(evidence: CollapsedEvidence, allowed: Tensor, logits: Tensor)
     Args:
         evidence: of the recordings, as a function of the permutations.
         allowed: candidates, bool, shape (J, n, n).
+        center: mean of the entries, the middle of the mask, shape (J, n, n).
         logits: log-potentials of the prior of ``P``, shape (J, n, n).
 
     Returns:
         The rounded matrices, shape (J, n, n).
     """
-    center = sinkhorn(torch.where(allowed, 0.0, -math.inf).to(logits.dtype))[_open(allowed)]
-    Z: Tensor = pyro.sample("Z", dist.Normal(center, SPREADS[1]).to_event(1))
+    Z: Tensor = pyro.sample("Z", dist.Normal(center[_open(allowed)], SPREADS[1]).to_event(1))
     P = rounded(Z, allowed)
     if evidence.statistics.observed is not None:
         P = P.relu()  # sums over the rows that a worm shows are weights there, and must not be negative
@@ -165,8 +166,9 @@ def fit(
     start = torch.zeros_like(worms.logits) if initial is None else INITIAL_LOGIT * onehot(initial)
     guide = RoundingGuide(allowed, start)
     ascent = Ascent(rounding_model, guide, seed=seed, loss=TraceMeanField_ELBO())
+    center = mask_center(allowed)
     for _ in run:
-        ascent.step(falling(*STEP_SIZES, run.fraction), evidence, allowed, worms.logits)
+        ascent.step(falling(*STEP_SIZES, run.fraction), evidence, allowed, center, worms.logits)
         if run.due:
             run.record(ascent.elbo(), guide.mode())
     marginals = guide.hard(MARGINAL_SAMPLES).double().mean(0)
