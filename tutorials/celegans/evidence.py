@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from tutorials.celegans.connectome import Connectome
 from tutorials.celegans.worms import Worms
 
 
@@ -367,6 +368,11 @@ class CollapsedEvidence:
         self._buckets = [_bucket(adjacency, rows, 1 / self.sigma**2) for rows in groups if rows]
         self._constant = _noise_constant(statistics, self.sigma)
         self._constant -= float(statistics.energy.sum()) / (2 * self.sigma**2)
+
+    @classmethod
+    def of_worms(cls, worms: Worms, connectome: Connectome) -> "CollapsedEvidence":
+        """Of recordings on a network, with the worms' own scales."""
+        return cls(connectome.adjacency, Statistics.from_worms(worms), worms.sigma, worms.weight_scale)
 
     def __call__(self, P: Tensor) -> Tensor:
         """Log evidence of ``P``, shape ``(..., J, n, n)`` to ``(...)``.

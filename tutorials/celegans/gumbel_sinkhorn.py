@@ -11,7 +11,7 @@ from torch import Tensor
 import pyro_gs as pgs
 from pyro_gs.infer.objective import Objective
 from tutorials.celegans.connectome import Connectome
-from tutorials.celegans.evidence import CollapsedEvidence, Statistics
+from tutorials.celegans.evidence import CollapsedEvidence
 from tutorials.celegans.exchange import ExchangeSearch
 from tutorials.celegans.identification import Identification, Run, check_initial, onehot
 from tutorials.celegans.model import collapsed_model
@@ -101,7 +101,7 @@ def fit(
     check_initial(initial, worms.allowed)
     run = Run("Gumbel-Sinkhorn VI", budget=budget, steps=steps, progress=progress)
     allowed = worms.allowed
-    evidence = CollapsedEvidence(connectome.adjacency, Statistics.from_worms(worms), worms.sigma, worms.weight_scale)
+    evidence = CollapsedEvidence.of_worms(worms, connectome)
     search = ExchangeSearch(evidence, allowed, worms.logits) if exchange else None
     guide = pgs.AutoGumbelSinkhorn(collapsed_model, temperature=temperature, init_scale=0.0, objective=objective)
     ascent = Ascent(pgs.relax(collapsed_model, temperature=temperature), guide, seed=seed, samples=samples)

@@ -31,7 +31,7 @@ from pyro.optim import ClippedAdam
 import pyro_gs as pgs
 from pyro_gs import plotting
 from tutorials.celegans.connectome import load_connectome
-from tutorials.celegans.evidence import CollapsedEvidence, Statistics
+from tutorials.celegans.evidence import CollapsedEvidence
 from tutorials.celegans.exchange import ExchangeSearch
 from tutorials.celegans.model import collapsed_model, full_model
 from tutorials.celegans.worms import accuracy, chance_accuracy, simulate
@@ -120,7 +120,7 @@ print(f"standard deviation of all activity: {spread[0]:.2f} recorded, {spread[1]
 # and `AutoGumbelSinkhorn` is the guide. `guide.median()` is the best matching of its logits.
 
 # %%
-evidence = CollapsedEvidence(connectome.adjacency, Statistics.from_worms(worms), worms.sigma, worms.weight_scale)
+evidence = CollapsedEvidence.of_worms(worms, connectome)
 data = (evidence, worms.allowed)
 guide = pgs.AutoGumbelSinkhorn(collapsed_model, temperature=1.0, init_scale=0.0, objective="noise_kl")
 optimizer = ClippedAdam({"lr": 0.1, "lrd": 0.1 ** (1 / STEPS)})

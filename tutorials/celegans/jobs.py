@@ -22,7 +22,7 @@ from pyro_gs.infer.objective import Objective
 from tutorials.celegans.__main__ import CEILING_SHARE, METHODS, run_ceiling, run_method, takes_objective
 from tutorials.celegans.cells import Cell, Table, mean_candidates
 from tutorials.celegans.connectome import Connectome
-from tutorials.celegans.evidence import CollapsedEvidence, Statistics
+from tutorials.celegans.evidence import CollapsedEvidence
 from tutorials.celegans.identification import Identification, Run, onehot
 from tutorials.celegans.report import reliability_curve, score
 from tutorials.celegans.worms import Worms, chance_accuracy
@@ -212,7 +212,7 @@ def _figures(result: Identification, worms: Worms, connectome: Connectome) -> di
     """How well a method did."""
     assert worms.truth is not None
     scores, curve = score(result, worms), reliability_curve(result, worms)
-    evidence = CollapsedEvidence(connectome.adjacency, Statistics.from_worms(worms), worms.sigma, worms.weight_scale)
+    evidence = CollapsedEvidence.of_worms(worms, connectome)
     bins = [[0, 0.0, 0] for _ in range(BINS)]
     if curve is not None:
         columns = (curve.lower, curve.count, curve.confidence, curve.accuracy)

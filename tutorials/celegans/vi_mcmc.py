@@ -10,7 +10,7 @@ from torch import Tensor
 from tutorials.celegans import gumbel_sinkhorn
 from tutorials.celegans.baselines.tempered_mcmc import ExchangeChain
 from tutorials.celegans.connectome import Connectome
-from tutorials.celegans.evidence import CollapsedEvidence, Statistics
+from tutorials.celegans.evidence import CollapsedEvidence
 from tutorials.celegans.identification import Identification, Run, match_allowed, onehot
 from tutorials.celegans.worms import Worms
 
@@ -62,7 +62,7 @@ def fit(
     if rest == 0 or (left is not None and left <= 0):
         return dataclasses.replace(first, method="VI, then MCMC")
     run = Run("VI, then MCMC", budget=left, steps=rest, progress=progress)
-    evidence = CollapsedEvidence(connectome.adjacency, Statistics.from_worms(worms), worms.sigma, worms.weight_scale)
+    evidence = CollapsedEvidence.of_worms(worms, connectome)
     chain = ExchangeChain(evidence, worms.allowed, first.index, seed, worms.logits)
     total = torch.zeros_like(worms.allowed, dtype=torch.float64)
     draws = 0

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tutorials.celegans.connectome import Connectome
-from tutorials.celegans.evidence import CollapsedEvidence, Statistics
+from tutorials.celegans.evidence import CollapsedEvidence
 from tutorials.celegans.identification import (
     Identification,
     Run,
@@ -256,8 +256,7 @@ def fit(
     run = Run("collapsed MCMC", budget=budget, steps=steps, progress=progress)
     if initial is None:
         initial = random_allowed(worms.allowed, torch.Generator().manual_seed(seed))
-    statistics = Statistics.from_worms(worms)
-    evidence = CollapsedEvidence(connectome.adjacency, statistics, worms.sigma, worms.weight_scale)
+    evidence = CollapsedEvidence.of_worms(worms, connectome)
     chain = CollapsedSwapChain(evidence, worms.allowed, initial, seed, worms.logits)
     total = torch.zeros_like(worms.allowed, dtype=torch.float64)
     draws = 0

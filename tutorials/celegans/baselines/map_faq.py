@@ -140,11 +140,11 @@ def fit(
     check_initial(initial, worms.allowed)
     run = Run("MAP", budget=budget, steps=steps, progress=progress)
     generator = torch.Generator().manual_seed(seed)
-    statistics = Statistics.from_worms(worms)
-    evidence = CollapsedEvidence(connectome.adjacency, statistics, worms.sigma, worms.weight_scale)
+    evidence = CollapsedEvidence.of_worms(worms, connectome)
     search = ExchangeSearch(evidence, worms.allowed, worms.logits) if exchange else None
     position = POSITION * worms.weight_scale
     # FAQ's tr(M' P W P') is worth gram's diagonal, in nats
+    statistics = evidence.statistics
     worth = statistics.gram.diagonal(dim1=1, dim2=2).sum(1) / worms.observed.sum(1) / worms.sigma**2
     scaled = worms.logits / worth[:, None, None]
     assignments = [

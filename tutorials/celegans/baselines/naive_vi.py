@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tutorials.celegans.connectome import Connectome
-from tutorials.celegans.evidence import CollapsedEvidence, Statistics
+from tutorials.celegans.evidence import CollapsedEvidence
 from tutorials.celegans.identification import Identification, Run, check_initial, match_allowed, onehot
 from tutorials.celegans.worms import Worms
 
@@ -86,8 +86,7 @@ def fit(
     check_initial(initial, worms.allowed)
     run = Run("naive VI", budget=budget, steps=steps, progress=progress)
     generator = torch.Generator().manual_seed(seed)
-    statistics = Statistics.from_worms(worms)
-    evidence = CollapsedEvidence(connectome.adjacency, statistics, worms.sigma, worms.weight_scale)
+    evidence = CollapsedEvidence.of_worms(worms, connectome)
     free = torch.zeros_like(worms.allowed, dtype=torch.float64) if initial is None else INITIAL_LOGIT * onehot(initial)
     free.requires_grad_()
     optimizer = torch.optim.Adam([free], lr=STEP_SIZES[0])

@@ -16,7 +16,7 @@ from pyro_gs.ops.matching import matching, to_index
 from pyro_gs.ops.sinkhorn import sinkhorn
 from tutorials.celegans.baselines.map_faq import mask_center
 from tutorials.celegans.connectome import Connectome
-from tutorials.celegans.evidence import CollapsedEvidence, Statistics
+from tutorials.celegans.evidence import CollapsedEvidence
 from tutorials.celegans.identification import Identification, Run, check_initial, match_allowed, onehot
 from tutorials.celegans.svi import Ascent, falling
 from tutorials.celegans.worms import Worms
@@ -162,7 +162,7 @@ def fit(
     check_initial(initial, worms.allowed)
     run = Run("rounding VI", budget=budget, steps=steps, progress=progress)
     allowed = worms.allowed
-    evidence = CollapsedEvidence(connectome.adjacency, Statistics.from_worms(worms), worms.sigma, worms.weight_scale)
+    evidence = CollapsedEvidence.of_worms(worms, connectome)
     start = torch.zeros_like(worms.logits) if initial is None else INITIAL_LOGIT * onehot(initial)
     guide = RoundingGuide(allowed, start)
     ascent = Ascent(rounding_model, guide, seed=seed, loss=TraceMeanField_ELBO())

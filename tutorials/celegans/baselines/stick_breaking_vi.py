@@ -15,7 +15,7 @@ from torch import Tensor
 from pyro_gs.distributions.transforms import StickBreakingTransform
 from tutorials.celegans.baselines.map_faq import mask_center
 from tutorials.celegans.connectome import Connectome
-from tutorials.celegans.evidence import CollapsedEvidence, Statistics
+from tutorials.celegans.evidence import CollapsedEvidence
 from tutorials.celegans.identification import Identification, Run, check_initial, match_allowed, onehot
 from tutorials.celegans.svi import Ascent, falling
 from tutorials.celegans.worms import Worms
@@ -179,7 +179,7 @@ def fit(
     check_initial(initial, worms.allowed)
     run = Run("stick-breaking VI", budget=budget, steps=steps, progress=progress)
     allowed = worms.allowed
-    evidence = CollapsedEvidence(connectome.adjacency, Statistics.from_worms(worms), worms.sigma, worms.weight_scale)
+    evidence = CollapsedEvidence.of_worms(worms, connectome)
     sticks = Sticks(allowed, connectome.body)
     middle = mask_center(allowed)
     center = sticks.inverse(sticks.softened(middle))

@@ -10,7 +10,7 @@ from torch import Tensor
 from tutorials.celegans.baselines.collapsed_mcmc import CollapsedSwapChain
 from tutorials.celegans.baselines.gibbs_mcmc import GibbsSwapChain
 from tutorials.celegans.connectome import Connectome
-from tutorials.celegans.evidence import CollapsedEvidence, Statistics
+from tutorials.celegans.evidence import CollapsedEvidence
 from tutorials.celegans.identification import (
     Identification,
     Run,
@@ -117,9 +117,8 @@ class _Anneal:
     The likelihood to a power is that with the variance of the noise divided by it, up to a constant.
     """
 
-    def __init__(self, worms: Worms, connectome: Connectome, index: Tensor, seed: int) -> None:
-        self._worms, self._connectome = worms, connectome
-        self._statistics = Statistics.from_worms(worms)
+    def __init__(self, worms: Worms, evidence: CollapsedEvidence, index: Tensor, seed: int) -> None:
+        self._worms, self._target = worms, evidence
         self.index = index
         self._seeds = np.random.default_rng(seed)
         self.power = 0.0
@@ -132,7 +131,7 @@ class _Anneal:
         self.power = power
         worms = self._worms
         sigma = worms.sigma / power**0.5
-        self._evidence = CollapsedEvidence(self._connectome.adjacency, self._statistics, sigma, worms.weight_scale)
+        self._evidence = CollapsedEvidence(self._target.adjacency, self._target.statistics, sigma, worms.weight_scale)
         self._gibbs = GibbsSwapChain(
             self._evidence,
             worms.allowed,
@@ -202,8 +201,8 @@ def fit(
     annealed = 0.0 if initial is not None else ANNEALED
     if initial is None:
         initial = random_allowed(worms.allowed, torch.Generator().manual_seed(seed))
-    state = _Anneal(worms, connectome, initial, seed)
-    evidence = CollapsedEvidence(connectome.adjacency, Statistics.from_worms(worms), worms.sigma, worms.weight_scale)
+    evidence = CollapsedEvidence.of_worms(worms, connectome)
+    state = _Anneal(worms, evidence, initial, seed)
     total = torch.zeros_like(worms.allowed, dtype=torch.float64)
     draws, longest = 0, int(worms.lengths.max())
     for _ in run:
