@@ -59,6 +59,10 @@ class ExchangeSearch:
         evidence: of the recordings.
         allowed: candidates, bool, shape (J, n, n).
         logits: log-potentials of the prior, float64, shape (J, n, n); None for the uniform law.
+
+    Attributes:
+        sets: the sets of worms in which two labels may change places together, bool, shape (sets, J). Up to five worms
+            these are all sets that are not empty; beyond, all worms, each alone, and all but one.
     """
 
     def __init__(self, evidence: CollapsedEvidence, allowed: Tensor, logits: Tensor | None = None) -> None:
@@ -93,9 +97,9 @@ class ExchangeSearch:
         else:
             everyone = tuple(range(worms))
             sets = [everyone, *((j,) for j in everyone), *(everyone[:j] + everyone[j + 1 :] for j in everyone)]
-        self._sets = np.zeros((len(sets), worms), dtype=bool)
+        self.sets = np.zeros((len(sets), worms), dtype=bool)
         for row, members in enumerate(sets):
-            self._sets[row, list(members)] = True
+            self.sets[row, list(members)] = True
         self._present: Tensor | None = None  # what swap_delta has computed the sums of
 
     def _canonical(self, index: Places) -> tuple[Floats, Floats]:
@@ -186,17 +190,17 @@ class ExchangeSearch:
             row of :attr:`sets`, shape (moves,).
         """
         hard = index.numpy()
-        sums = self._sums(hard, self._sets)
+        sums = self._sums(hard, self.sets)
         feasible, prior = self._feasible(hard)
-        possible = (feasible[:, None, :] | ~self._sets[None]).all(-1)
+        possible = (feasible[:, None, :] | ~self.sets[None]).all(-1)
         if sums.shown is not None:  # worms that show neither come along, but are no reason to move
             either = sums.shown[:, self._pairs].any(-1).T
-            possible &= (either[:, None, :] & self._sets[None]).any(-1)
+            possible &= (either[:, None, :] & self.sets[None]).any(-1)
         pair, chosen = np.nonzero(possible)
         swaps = self._pairs[pair]
         changes = self._changes(sums)
         a, b = swaps.T
-        total = changes[chosen, a, b] + changes[chosen, b, a] + (prior[pair] * self._sets[chosen]).sum(1)
+        total = changes[chosen, a, b] + changes[chosen, b, a] + (prior[pair] * self.sets[chosen]).sum(1)
         move, row = self._left_over(sums, pair, chosen)
         after = self._row_scores(row, sums, chosen[move], swaps[move])
         total += np.bincount(move, after - self._unmoved(sums)[row], minlength=len(swaps))
@@ -212,7 +216,7 @@ class ExchangeSearch:
         for i, k in ((a, b), (b, a)):
             hard = self._adjacency[i, i] | self._adjacency[i, k]
             if sums.shown is not None:
-                hard |= ((sums.shown[:, i] != sums.shown[:, k]).T & self._sets[chosen]).any(1)
+                hard |= ((sums.shown[:, i] != sums.shown[:, k]).T & self.sets[chosen]).any(1)
             moves.append(np.flatnonzero(hard))
             rows.append(i[hard])
         return np.concatenate(moves), np.concatenate(rows)
@@ -340,7 +344,7 @@ class ExchangeSearch:
                 if (busy & rows).any():
                     continue  # an exchange made before it has changed its gain; the next round scores it anew
                 busy |= rows
-                worms = torch.from_numpy(self._sets[chosen[move]])
+                worms = torch.from_numpy(self.sets[chosen[move]])
                 part = now[worms]
                 now[worms] = torch.where(part == a, b, torch.where(part == b, a, part))
                 gained += float(gains[move])

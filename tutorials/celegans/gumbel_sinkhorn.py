@@ -16,6 +16,7 @@ from tutorials.celegans.exchange import ExchangeSearch
 from tutorials.celegans.identification import Identification, Run, check_initial, onehot
 from tutorials.celegans.model import collapsed_model
 from tutorials.celegans.svi import Ascent, falling
+from tutorials.celegans.twins import with_exchanges
 from tutorials.celegans.worms import Worms
 
 __all__ = ["fit"]
@@ -26,7 +27,7 @@ SAMPLES = 1
 STEP_SIZES = (0.1, 0.01)
 """Adam's step size at the start and the end of the first stretch, geometric in between."""
 
-FIRST = 0.25
+FIRST = 0.4
 """Share of the run that is the first stretch, at the most."""
 
 FIRST_STEPS = 1000
@@ -45,7 +46,7 @@ LAST_SIZES = (0.1, 0.01)
 """Adam's step size at the start and the end of that."""
 
 LONGEST_SEARCH = 0.15
-"""Share of the budget that one search for exchanges may take, but for the first, which may go on until `LAST`."""
+"""Share of the budget that one search for exchanges may take, but for the first, and none goes on after `LAST`."""
 
 MARGINAL_SAMPLES = 200
 """Hard samples behind the posterior marginals."""
@@ -93,7 +94,8 @@ def fit(
         restarts: Whether to restart parts; with neither this is plain SVI.
 
     Returns:
-        Marginals are averages of hard samples of the guide; the objective is the ELBO, averaged since the last snapshot.
+        Marginals are averages of hard samples of the guide, with ``exchange`` after a random exchange of two identities,
+        see :func:`~tutorials.celegans.twins.with_exchanges`; the objective is the ELBO, averaged since the last snapshot.
 
     Raises:
         ValueError: If there is no limit, one is not positive, or ``initial`` is not allowed.
@@ -136,13 +138,14 @@ def fit(
         mode = guide.median()
         if search is None:
             return mode
+        share = min(share, LAST - run.fraction)
         index, _ = search.improve(pgs.to_index(mode["P"]), seconds=math.inf if budget is None else share * budget)
         return {"P": pgs.to_matrix(index)}
 
     if exchange or restarts:
         climb(STEP_SIZES, until=FIRST, longest=FIRST_STEPS)
         parts = pgs.PartialRestarts(guide, log_joint, generator=torch.Generator().manual_seed(seed))
-        parts.end(improved(max(LONGEST_SEARCH, LAST - run.fraction)))
+        parts.end(improved(LAST))
         while restarts and run.fraction < LAST:
             parts.begin()
             climb(RESTART_SIZES, until=LAST, longest=RESTART_STEPS)
@@ -151,6 +154,8 @@ def fit(
     climb(STEP_SIZES if parts is None else LAST_SIZES, until=1.0)
     marginals = guide.hard_sample((MARGINAL_SAMPLES,))["P"].double().mean(0)
     index = pgs.to_index(guide.median()["P"])
+    if search is not None:
+        marginals = with_exchanges(marginals, index, search, worms)
     extra = {"steps": float(run.step)}
     if parts is not None:
         extra |= {"restarts": float(parts.count), "restarts that rose": float(parts.accepted)}

@@ -54,7 +54,7 @@ def test_gains_of_exchanges_are_differences_of_the_log_joint(count, sizes):
     gains, swaps, chosen = search.gains(index)
     before = log_joint(data, evidence, index)
     for move in range(0, len(gains), max(1, len(gains) // 60)):
-        worms = torch.from_numpy(search._sets[chosen[move]])
+        worms = torch.from_numpy(search.sets[chosen[move]])
         after = exchanged(index, swaps[move].tolist(), worms)
         assert bool(data.allowed.gather(2, after[..., None]).all())
         assert float(gains[move]) == pytest.approx(log_joint(data, evidence, after) - before, abs=1e-6)

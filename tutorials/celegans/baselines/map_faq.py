@@ -23,6 +23,7 @@ from tutorials.celegans.identification import (
     onehot,
     random_allowed,
 )
+from tutorials.celegans.twins import with_exchanges
 from tutorials.celegans.worms import Worms
 
 __all__ = ["fit", "mask_center", "regressions"]
@@ -132,7 +133,9 @@ def fit(
             does, and goes on if that helps.
 
     Returns:
-        Marginals are the best permutation itself; the objective is its log joint with Y, W integrated out.
+        Marginals are the best permutation itself, with ``exchange`` those of the posterior over it and exchanges of two
+        identities, see :func:`~tutorials.celegans.twins.with_exchanges`; the objective is its log joint with Y, W
+        integrated out.
 
     Raises:
         ValueError: If there is no limit, one is not positive, or ``initial`` is not allowed.
@@ -180,4 +183,5 @@ def fit(
             index = random_allowed(worms.allowed, generator)
             value, climbs = log_joint(index), climbs + 1
     extra = {"climbs": float(climbs), "acceptance": moves / (run.step * worms.num_worms)}
-    return Identification("MAP", onehot(best), best, run.history, run.seconds, extra)
+    marginals = onehot(best) if search is None else with_exchanges(onehot(best), best, search, worms)
+    return Identification("MAP", marginals, best, run.history, run.seconds, extra)
