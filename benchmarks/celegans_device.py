@@ -62,22 +62,20 @@ class Stepper:
         self.log_evidence = float(evidence(pgs.to_matrix(worms.truth).double().to(device)))
         self._data = (evidence, worms.allowed.to(device), worms.logits.to(device))
         self._device = device
-        pyro.clear_param_store()
         guide = pgs.AutoGumbelSinkhorn(collapsed_model, init_scale=0.0)
         elbo = Trace_ELBO(num_particles=samples, vectorize_particles=True, max_plate_nesting=1)
         self._svi = SVI(pgs.relax(collapsed_model), guide, Adam({"lr": 0.05}), elbo)
-        self._store = pyro.get_param_store().get_state()
+        with pyro.get_param_store().scope() as self._parameters:  # each stepper has its own
+            guide(*self._data)
 
     def step(self) -> float:
         """Seconds of a step."""
-        pyro.get_param_store().set_state(self._store)
-        self._synchronize()
-        start = time.perf_counter()
-        self._svi.step(*self._data)
-        self._synchronize()
-        seconds = time.perf_counter() - start
-        self._store = pyro.get_param_store().get_state()
-        return seconds
+        with pyro.get_param_store().scope(self._parameters) as self._parameters:
+            self._synchronize()
+            start = time.perf_counter()
+            self._svi.step(*self._data)
+            self._synchronize()
+            return time.perf_counter() - start
 
     def _synchronize(self) -> None:
         if self._device == "cuda":

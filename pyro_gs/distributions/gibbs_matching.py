@@ -197,10 +197,10 @@ class GibbsMatching(MatrixLaw):
         """
         n, m = self.event_shape
         some = self.batch_shape.numel() > 0
-        allowed = torch.ones(n, m, dtype=torch.bool)
+        allowed = torch.ones(n, m, dtype=torch.bool, device=self.logits.device)
         if some:
             allowed = (self.logits.detach() > -torch.inf).reshape(-1, n, m).any(0)
-        free = torch.full((n,), self.unmatched is not None)
+        free = torch.full((n,), self.unmatched is not None, device=self.logits.device)
         if some and self.unmatched is not None:
             free = (self.unmatched.detach() > -torch.inf).reshape(-1, n).any(0)
         flat = torch.where(allowed, 0.0, -torch.inf).double()

@@ -211,7 +211,7 @@ def monte_carlo_kl(q: TorchDistribution, p: TorchDistribution, num_samples: int 
     batch = joint_batch(q, p)
     check_count(num_samples, "num_samples", least=2)
     shape = torch.Size((num_samples,))
-    same = torch.ones((), dtype=torch.bool)
+    same = torch.ones((), dtype=torch.bool, device="cpu")
     if isinstance(q, GumbelSinkhorn) and isinstance(p, GumbelSinkhorn):
         same = _same_support(q, p)
         if not bool(same.all()):  # densities on different faces: draws of the one have none under the other

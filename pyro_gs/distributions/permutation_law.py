@@ -117,7 +117,7 @@ class PermutationLaw(MatrixLaw):
         """
         n, like = self.n, self._like
         allowed = self._support.allowed
-        union = torch.ones(n, n, dtype=torch.bool) if allowed is None else allowed.reshape(-1, n, n).any(0)
+        union = torch.ones(n, n, dtype=torch.bool, device="cpu") if allowed is None else allowed.reshape(-1, n, n).any(0)
         index = list_permutations(union, type(self).__name__)
         dtype = like.dtype if like.is_floating_point() else torch.get_default_dtype()
         values = to_matrix(index.to(like.device), dtype=dtype)
@@ -182,11 +182,11 @@ def list_permutations(allowed: Tensor, law: str = "the law") -> Tensor:
             "enumerate_support lists; use SVI with AutoGumbelSinkhorn or MCMC"
         )
     if bool(allowed.all()):
-        return torch.tensor(list(itertools.permutations(range(n))))
+        return torch.tensor(list(itertools.permutations(range(n))), device="cpu")
     options = [row.nonzero()[:, 0].tolist() for row in allowed.cpu()]
     last_row = {j: max(i for i in range(n) if j in options[i]) for j in range(n)}
     partial: list[tuple[int, ...]] = [()]
     for i, columns in enumerate(options):
         due = {j for j in range(n) if last_row[j] <= i}  # no later row may take them
         partial = [(*p, j) for p in partial for j in columns if j not in p and due <= {*p, j}]
-    return torch.tensor(partial)
+    return torch.tensor(partial, device="cpu")

@@ -144,7 +144,7 @@ def relaxed_plackett_luce_kl(q: RelaxedPlackettLuce, p: RelaxedPlackettLuce) -> 
     d = centered(unexpanded(p.scores, 1)) - rho[..., None] * centered(unexpanded(q.scores, 1))
     rho = rho.expand(d.shape[:-1])
     mixture = mean_log_mixture(d.reshape(-1, n), rho.reshape(-1)).reshape(rho.shape)
-    constant = EULER * (rho - 1) - torch.digamma(torch.tensor(float(n), dtype=rho.dtype))
+    constant = EULER * (rho - 1) - torch.digamma(torch.tensor(float(n), dtype=rho.dtype, device=rho.device))
     kl = n * (mixture + constant) - d.sum(-1) - (n - 1) * rho.log()
     return kl.clamp(min=0.0).to(q.scores.dtype).expand(batch)  # of rounding
 

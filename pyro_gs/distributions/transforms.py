@@ -289,8 +289,10 @@ class RoundingTransform(_Tempered):
 
     def __init__(self, temperature: float | Tensor = 1.0, cache_size: int = 0) -> None:
         super().__init__(temperature, cache_size)
-        tau = torch.as_tensor(temperature).detach()
-        largest = float(tau.max()) if tau.numel() else 0.0
+        if isinstance(temperature, Tensor):
+            largest = float(temperature.detach().max()) if temperature.numel() else 0.0
+        else:
+            largest = float(temperature)
         if largest > 1:
             raise ValueError(f"temperature must be at most 1 for {type(self).__name__}, but is {largest}")
 

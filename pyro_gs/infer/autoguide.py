@@ -240,7 +240,7 @@ class AutoGumbelSinkhorn(AutoPermutationGuide):
         for name in self._network_names:
             site = trace.nodes[name]
             if chosen:
-                self._allowed[str(name)] = allowed_pairs(site["fn"]).expand(site["value"].shape)
+                self._allowed[str(name)] = allowed_pairs(site)
             else:
                 self._allowed[str(name)] = self._full_mask(str(name), site, args, kwargs)
 

@@ -52,14 +52,14 @@ def bhattacharyya(p: MethodResult, q: MethodResult) -> float:
 
 def _law(result: MethodResult) -> dict[bytes, float]:
     """Probabilities of the states that the draws take."""
-    parts = [to_index(value).flatten(1) for value in result.draws.values()]
+    parts = [to_index(value).flatten(1).cpu() for value in result.draws.values()]
     states, group = torch.unique(torch.cat(parts, 1), dim=0, return_inverse=True)
     draws = len(group)
     if result.log_weights is None:
-        weights = torch.full((draws,), 1 / draws, dtype=torch.float64)
+        weights = torch.full((draws,), 1 / draws, dtype=torch.float64, device="cpu")
     else:
-        weights = result.log_weights.double().softmax(0)
-    mass = torch.zeros(len(states), dtype=torch.float64).index_add(0, group, weights)
+        weights = result.log_weights.cpu().double().softmax(0)
+    mass = torch.zeros(len(states), dtype=torch.float64, device="cpu").index_add(0, group, weights)
     return dict(zip((row.tobytes() for row in states.numpy()), mass.tolist(), strict=True))
 
 

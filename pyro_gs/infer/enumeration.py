@@ -129,7 +129,7 @@ def permutation_posterior(
     joint = LogJoint(model, args, kwargs)
     draws, count = _check_draws(joint, samples)
     states = _States(joint)
-    total = torch.zeros(len(states), dtype=torch.float64)
+    total = torch.zeros(len(states), dtype=torch.float64, device="cpu")
     for k in range(count):
         log_p = states.score({name: value[k] for name, value in draws.items()})
         if log_p.max() == -torch.inf:
@@ -166,7 +166,7 @@ class _States:
         _refuse_many(list(joint.sites.values()))
         lists = {name: _lists(site) for name, site in joint.sites.items()}
         flat = [rows for items in lists.values() for rows in items]
-        grid = torch.cartesian_prod(*(torch.arange(len(rows)) for rows in flat)).reshape(-1, len(flat))
+        grid = torch.cartesian_prod(*(torch.arange(len(rows), device="cpu") for rows in flat)).reshape(-1, len(flat))
         chosen = iter(rows[grid[:, k]] for k, rows in enumerate(flat))
         self._index = {name: torch.stack([next(chosen) for _ in items], 1) for name, items in lists.items()}
 
@@ -217,7 +217,7 @@ def _refuse_many(sites: list[PermutationSite]) -> None:
 
 def _masks(site: PermutationSite) -> Tensor:
     """Allowed pairs of every item, bool (items, n, n), or (1, n, n) where all are alike."""
-    return torch.ones(1, site.n, site.n, dtype=torch.bool) if site.allowed is None else site.allowed.cpu()
+    return torch.ones(1, site.n, site.n, dtype=torch.bool, device="cpu") if site.allowed is None else site.allowed.cpu()
 
 
 def _lists(site: PermutationSite) -> list[Tensor]:

@@ -327,7 +327,7 @@ class LogJoint:
         site, allowed = self.sites[name], unwrap(node["fn"]).support.allowed
         if allowed is None and site.allowed is None:
             return
-        found = torch.tensor(True) if allowed is None else unexpanded(allowed, 2)
+        found = torch.tensor(True, device=site.device) if allowed is None else unexpanded(allowed, 2)
         known = True if site.allowed is None else site.allowed.reshape(*site.item_shape, site.n, site.n)
         if bool((found != known).any()):
             raise ValueError(
@@ -369,9 +369,9 @@ class LogJoint:
             if key in self.sites:
                 # As for TraceEnum_ELBO a mask around a latent permutation leaves its prior a law: with obs_mask the
                 # imputed value of an observed item integrates to one.
-                log_p = node["unscaled_log_prob"].to(torch.float64) * node["scale"]
+                log_p = node["unscaled_log_prob"].to(like.device, torch.float64) * node["scale"]
             else:
-                log_p = node["log_prob"].to(torch.float64)
+                log_p = node["log_prob"].to(like.device, torch.float64)
             _check_finite(key, log_p)
             part = 0 if key in data else 1
             log_p = log_p.reshape((1,) * (self.nesting + 1 - log_p.dim()) + log_p.shape)

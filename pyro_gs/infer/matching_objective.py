@@ -63,7 +63,7 @@ class DecayingAverage:
 
     def __init__(self, shape: torch.Size, decay: float) -> None:
         self.decay = decay
-        self.sums = torch.zeros(math.prod(shape), dtype=torch.float64)
+        self.sums = torch.zeros(math.prod(shape), dtype=torch.float64, device="cpu")  # it goes where the gradients are
         self.weights = torch.zeros_like(self.sums)
 
     def subtract(self, grad: Tensor, item: Tensor) -> Tensor:
@@ -145,7 +145,7 @@ class GuideGumbelMatching(GumbelMatching):
         self.gradient = gradient
         self.strength = strength
         self.baseline = baseline
-        self.item = torch.zeros(logits.shape[:-2], dtype=torch.long) if item is None else item
+        self.item = torch.zeros(logits.shape[:-2], dtype=torch.long, device=logits.device) if item is None else item
         super().__init__(logits)
 
     @property

@@ -103,7 +103,7 @@ class AutoPermutationGuide(AutoGuide):
         value, shape = site["value"], _full_shape(site)
         partial = [f for f in site["cond_indep_stack"] if (f.full_size or f.size) != f.size]
         if not partial:
-            return allowed_pairs(site["fn"]).expand(value.shape).clone()
+            return allowed_pairs(site).clone()
         # The prior's mask may differ between the items of a subsampled plate: visit them all, block by block.
         allowed = torch.ones(shape, dtype=torch.bool, device=value.device)
         blocks = [
@@ -116,7 +116,7 @@ class AutoPermutationGuide(AutoGuide):
             places = [torch.arange(size) for size in shape]
             for frame, index in zip(partial, indices, strict=True):
                 places[frame.dim - site["fn"].event_dim] = index
-            mask = allowed_pairs(trace.nodes[name]["fn"]).expand(value.shape)
+            mask = allowed_pairs(trace.nodes[name])
             allowed[torch.meshgrid(*(place.to(value.device) for place in places), indexing="ij")] = mask
         return allowed
 
@@ -223,14 +223,13 @@ def _full_shape(site: dict[str, Any]) -> torch.Size:
     return torch.Size(shape)
 
 
-def allowed_pairs(fn: Any) -> Tensor:
-    """Allowed pairs of a permutation law, broadcast to its batch shape by the caller."""
-    law = unwrap(fn)
-    allowed = law.support.allowed
+def allowed_pairs(site: Any) -> Tensor:
+    """Allowed pairs of a site's permutation law, of the shape and on the device of its value."""
+    value: Tensor = site["value"]
+    allowed: Tensor | None = unwrap(site["fn"]).support.allowed
     if allowed is None:
-        n = law.event_shape[-1]
-        return torch.ones(n, n, dtype=torch.bool)
-    return allowed  # type: ignore[no-any-return]
+        allowed = torch.ones((), dtype=torch.bool, device=value.device)
+    return allowed.expand(value.shape)
 
 
 class _ChooseSubsample(Messenger):

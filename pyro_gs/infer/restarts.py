@@ -102,8 +102,8 @@ class PartialRestarts:
         """Set the guide's logits: ``logit`` at the best matching's kept columns, zero elsewhere."""
         for name, P in self.best.items():
             n = P.shape[-1]
-            free = torch.zeros(n, dtype=torch.bool)
-            free[torch.rand(n, generator=self._generator).argsort()[: max(1, round(self.share * n))]] = True
+            free = torch.zeros(n, dtype=torch.bool, device="cpu")
+            free[torch.rand(n, generator=self._generator, device="cpu").argsort()[: max(1, round(self.share * n))]] = True
             self._start(name, P * ~free.to(P.device))
 
     def end(self, candidate: dict[str, Tensor] | None = None) -> bool:

@@ -131,9 +131,9 @@ def _states(problem: Assignment) -> _States:
     device = problem.logits.device
     found = levels(capacities, rows)
     width = max((level.before.shape[0] for level in found), default=1)
-    before = [torch.zeros(width, 1, dtype=torch.long)]
-    column = [torch.full((width, 1), m, dtype=torch.long)]
-    taken = [torch.zeros(1, m, dtype=torch.long)]
+    before = [torch.zeros(width, 1, dtype=torch.long, device="cpu")]
+    column = [torch.full((width, 1), m, dtype=torch.long, device="cpu")]
+    taken = [torch.zeros(1, m, dtype=torch.long, device="cpu")]
     upto = [1]
     for level in found:
         start = upto[-1] - len(taken[-1])

@@ -111,7 +111,7 @@ class Assignment:
             SupportWarning: an allowed pair lies on no assignment.
         """
         n, _ = self.shape
-        copies = self.copies().to(self.logits.device)
+        copies = self.copies()
         blocks = [self.logits.index_select(-1, copies)]
         if self.unmatched is not None:
             blocks.append(self.unmatched[..., None].expand(*self.logits.shape[:-1], n))
@@ -152,7 +152,7 @@ class Assignment:
 
     def copies(self) -> Tensor:
         """The column of each copy, long."""
-        return torch.repeat_interleave(torch.arange(len(self.capacities)), torch.tensor(self.capacities))
+        return torch.repeat_interleave(torch.tensor(self.capacities, device=self.logits.device))
 
     def _raise_infeasible(self, allowed: Tensor) -> NoReturn:
         batch, size = allowed.shape[:-2], allowed.shape[-1]
@@ -244,7 +244,7 @@ def unpad(P: Tensor, shape: tuple[int, int], *, capacities: Capacities | None = 
     if not good:
         raise ValueError(f"shape must be (n, m), the number of rows and of columns of the logits, but is {shape!r}")
     n, m = shape
-    copies = torch.repeat_interleave(torch.arange(m), torch.tensor(_checked_capacities(capacities, n, m)))
+    copies = torch.repeat_interleave(torch.tensor(_checked_capacities(capacities, n, m), device="cpu"))
     if not isinstance(P, Tensor) or P.dim() < 2 or P.shape[-2] != P.shape[-1] or P.shape[-1] < max(n, len(copies)):
         found = tuple(P.shape) if isinstance(P, Tensor) else type(P).__name__
         raise ValueError(

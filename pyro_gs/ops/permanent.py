@@ -393,5 +393,5 @@ def _count(mask: bytes, n: int) -> tuple[float, bool]:
     if bool(allowed.all()):
         return math.lgamma(n + 1), True
     method: Method = "exact" if n <= EXACT_LIMIT else "bethe"
-    logits = torch.zeros(n, n, dtype=torch.float64).masked_fill(~allowed, -torch.inf)
+    logits = torch.zeros(n, n, dtype=torch.float64, device="cpu").masked_fill(~allowed, -torch.inf)
     return float(log_normalizer(logits, find_support(allowed), method)), method == "exact"

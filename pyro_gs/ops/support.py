@@ -221,7 +221,7 @@ def component_sizes(support: Support) -> Tensor:
     """Number of rows of every component by its number, zero at unused ones, long (..., n); one item if all is allowed."""
     n = support.shape[-1]
     if support.component is None:
-        return torch.tensor([n] + [0] * (n - 1))
+        return torch.tensor([n] + [0] * (n - 1), device="cpu")
     return component_sums(torch.ones_like(support.component), support)
 
 

@@ -32,7 +32,7 @@ def move_by_cycles(focus: Focus) -> tuple[int, int]:
     site = focus.site
     replicas = torch.arange(focus.chain.replicas, device=site.device)[:, None]
     items = focus.draw_items()
-    mask = torch.ones(1, site.n, site.n, dtype=torch.bool) if site.allowed is None else site.allowed
+    mask = torch.ones(1, site.n, site.n, dtype=torch.bool, device=site.device) if site.allowed is None else site.allowed
     which = torch.zeros_like(items) if site.allowed is None else items
     new, ratio = propose_cycles(focus.index[replicas, items].flatten(0, 1), mask, which.flatten())
     made = focus.unit_shape.numel()
@@ -83,7 +83,7 @@ def _walk(taken: Longs, mask: Bools, item: Longs) -> tuple[Longs, Longs]:
     size, n = taken.shape
     path, length = np.zeros_like(taken), np.zeros(size, dtype=np.int64)
     free = np.ones((size, n), dtype=bool)
-    start = np.minimum((torch.rand(size, dtype=torch.float64).numpy() * n).astype(np.int64), n - 1)
+    start = np.minimum((torch.rand(size, dtype=torch.float64, device="cpu").numpy() * n).astype(np.int64), n - 1)
     path[:, 0] = start
     walking = np.arange(size)
     free[walking, start] = False
@@ -92,7 +92,7 @@ def _walk(taken: Longs, mask: Bools, item: Longs) -> tuple[Longs, Longs]:
         closes = reach[np.arange(len(walking)), start[walking]] & (t > 1)
         options = (reach & free[walking]).cumsum(1)
         count = options[:, -1]
-        close, step = torch.rand(2, len(walking), dtype=torch.float64).numpy()
+        close, step = torch.rand(2, len(walking), dtype=torch.float64, device="cpu").numpy()
         ends = closes & ((count == 0) | (close < 0.5))
         length[walking[ends]] = t
         goes = ~ends & (count > 0)

@@ -178,7 +178,7 @@ class SwapMetropolis(PermutationKernel):
                 self._tables[focus.site.name] = table
                 self._rate = 0.9 * self._rate + 0.1 * float(table.total.mean())
             shape = table.total.shape
-            uniform = 1 - torch.rand(2, *shape, dtype=torch.float64).numpy()  # in (0, 1]
+            uniform = 1 - torch.rand(2, *shape, dtype=torch.float64, device="cpu").numpy()  # in (0, 1]
             with np.errstate(divide="ignore"):
                 wait = np.floor(np.log(uniform[0]) / np.log1p(-table.total)) + 1  # inf where all are refused
             moves = wait <= left
@@ -190,7 +190,8 @@ class SwapMetropolis(PermutationKernel):
             chosen = np.minimum((ends < uniform[1] * ends[-1]).sum(0), len(ends) - 1)
             accepted += count
             self._refused = 0
-            table.found.take(focus, torch.from_numpy(chosen), torch.from_numpy(moves))
+            device = focus.index.device
+            table.found.take(focus, torch.from_numpy(chosen).to(device), torch.from_numpy(moves).to(device))
 
     def _tabulate(self, focus: Focus, proposal: UniformSwaps, hook: SwapDelta | None) -> _Table:
         items, rows, forward, backward = proposal.table(focus.index, focus.independent)
