@@ -192,6 +192,9 @@ class _States:
     def posterior(self, log_probs: Tensor, log_evidence: Tensor | None) -> EnumeratedPosterior:
         """The posterior of normalized log-probabilities (K,)."""
         permutations = self._values(0, len(self))
+        device = next(iter(permutations.values())).device
+        log_probs = log_probs.to(device)
+        log_evidence = None if log_evidence is None else log_evidence.to(device)
         weights = log_probs.exp()
         marginals = {name: torch.tensordot(weights.to(value), value, 1) for name, value in permutations.items()}
         return EnumeratedPosterior(log_evidence, log_probs, permutations, marginals)
