@@ -1,6 +1,6 @@
 """Latent permutations for Pyro: Sinkhorn operators, Gumbel-Sinkhorn laws, guides and handlers."""
 
-from pyro_gs.calibration import reliability
+from pyro_gs.calibration import Reliability, recalibrate, reliability
 from pyro_gs.distributions import constraints
 from pyro_gs.distributions.birkhoff import BirkhoffTransform, DivergenceError
 from pyro_gs.distributions.gibbs_matching import GibbsMatching
@@ -91,6 +91,7 @@ __all__ = [
     "PlackettLuce",
     "RelaxMessenger",
     "RelaxedPlackettLuce",
+    "Reliability",
     "RoundedPosterior",
     "RoundingPermutation",
     "RoundingTransform",
@@ -125,6 +126,7 @@ __all__ = [
     "pad_logits",
     "permutation_posterior",
     "posterior_dict",
+    "recalibrate",
     "register_hard_law",
     "register_relaxation",
     "relax",

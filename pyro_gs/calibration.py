@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from scipy.optimize import isotonic_regression
 from torch import Tensor
 
 from pyro_gs.distributions.constraints import permutation
@@ -35,6 +37,23 @@ class Reliability:
     def calibration_error(self) -> float:
         """Expected calibration error (Naeini et al. 2015): mean gap between confidence and accuracy over answers."""
         return float((self.count * (self.confidence - self.accuracy).abs()).sum() / self.count.sum())
+
+    def corrected(self, confidence: Tensor) -> Tensor:
+        """How often answers given with these probabilities are right, as far as the curve tells.
+
+        Isotonic regression (Zadrozny and Elkan 2002): the monotone function nearest to the curve, each bin weighted by its
+        answers, straight between the bins' mean confidences and constant beyond the first and the last.
+
+        Args:
+            confidence: probabilities, of any shape.
+
+        Returns:
+            Tensor of the same shape, dtype and device.
+        """
+        accuracy = isotonic_regression(self.accuracy.cpu().numpy(), weights=self.count.cpu().numpy()).x
+        order = self.confidence.cpu().numpy()
+        value = np.interp(confidence.detach().cpu().numpy(), order, accuracy)
+        return torch.as_tensor(value, dtype=confidence.dtype, device=confidence.device)
 
 
 def reliability(
@@ -88,6 +107,66 @@ def reliability(
     total = [torch.zeros_like(count, dtype=sure.dtype).index_add(0, which, x)[used] / count[used] for x in (sure, hit)]
     lower = torch.arange(bins, dtype=sure.dtype, device=sure.device)[used] / bins
     return Reliability(lower, 1 / bins, count[used], *total)
+
+
+def recalibrate(
+    marginals: Tensor, curve: Reliability, *, answer: Tensor | None = None, allowed: Tensor | None = None
+) -> Tensor:
+    """Correct the probabilities of a posterior's answers by a reliability curve of answers like them.
+
+    Where the truth is not known, the curve may come from data that are simulated from the model and fitted in the same way,
+    a parametric bootstrap. The answer of each row gets the probability that :meth:`Reliability.corrected` says; the rest of
+    the row is scaled to what is left, or spread evenly over the other allowed columns where there was no rest.
+
+    Args:
+        marginals: shape (..., n, n), posterior probability that a row is matched to a column; rows sum to one.
+        curve: of answers whose truth is known.
+        answer: permutation matrices, the answers; by default each row's likeliest column.
+        allowed: bool, broadcasts to the same shape: columns that a row may take, by default all. A row with one column
+            stays as it is.
+
+    Returns:
+        Shape (..., n, n). Rows sum to one, columns need not.
+
+    Raises:
+        TypeError: an argument is not a tensor, ``curve`` no :class:`Reliability`, or ``allowed`` not bool.
+        ValueError: a row of ``marginals`` is no probability vector or has mass where not allowed, ``answer`` is no
+            permutation, or shapes do not broadcast.
+
+    Example:
+        >>> import torch
+        >>> curve = reliability(torch.tensor([[0.9, 0.1], [0.1, 0.9]]), torch.eye(2).flip(0))
+        >>> recalibrate(torch.tensor([[0.9, 0.1], [0.2, 0.8]]), curve)
+        tensor([[0., 1.],
+                [1., 0.]])
+    """
+    check_marginals(marginals)
+    if not isinstance(curve, Reliability):
+        raise TypeError(f"curve must be a Reliability, as pyro_gs.reliability gives, but is {type(curve).__name__}")
+    if allowed is None:
+        open_columns = torch.ones((), dtype=torch.bool, device=marginals.device).expand(marginals.shape)
+    elif not isinstance(allowed, Tensor) or allowed.dtype != torch.bool:
+        kind = allowed.dtype if isinstance(allowed, Tensor) else type(allowed).__name__
+        raise TypeError(f"allowed must be a boolean tensor that broadcasts to (..., n, n), but is {kind}")
+    else:
+        open_columns = _broadcast(allowed, "allowed", marginals.shape)
+    outside = (marginals > 0) & ~open_columns
+    if bool(outside.any()):
+        place = first_position(outside)
+        raise ValueError(f"marginals must be zero where not allowed, but has {float(marginals[place]):g} at {place}")
+    if answer is None:
+        column = marginals.argmax(-1)
+    else:
+        column = check_permutation(answer, "answer", marginals.shape)
+    here = torch.nn.functional.one_hot(column, marginals.shape[-1]).bool()
+    sure = marginals.gather(-1, column[..., None])
+    wanted = curve.corrected(sure)
+    rest = torch.where(here, 0.0, marginals)
+    others = open_columns & ~here
+    left = rest.sum(-1, keepdim=True)
+    rest = torch.where(left > 0, rest / left.clamp(min=torch.finfo(rest.dtype).tiny), others / others.sum(-1, keepdim=True))
+    choice = others.any(-1, keepdim=True)
+    return torch.where(choice, torch.where(here, wanted, (1 - wanted) * rest), marginals)
 
 
 def check_marginals(marginals: Any) -> None:

@@ -51,3 +51,49 @@ def test_reliability_of_chosen_answers_and_rows():
 def test_bad_reliability(change, error, message):
     with pytest.raises(error, match=message):
         pgs.reliability(**({"marginals": torch.eye(2), "truth": torch.eye(2)} | change))
+
+
+def test_corrected_probabilities_are_calibrated_on_fresh_data():
+    # The answer is right in 60 % of the pairs that say .95 and in 90 % of those that say .85: not even the order is right.
+    generator = torch.Generator().manual_seed(1)
+
+    def draw():
+        said = torch.where(torch.rand(8000, generator=generator) < 0.5, 0.95, 0.85)
+        right = torch.bernoulli(torch.where(said > 0.9, 0.6, 0.9), generator=generator)
+        return [x[:, None, None] * torch.eye(2) + (1 - x)[:, None, None] * (1 - torch.eye(2)) for x in (said, right)]
+
+    (marginals, truth), (fresh, fresh_truth) = draw(), draw()
+    curve = pgs.reliability(marginals, truth)
+    assert pgs.reliability(fresh, fresh_truth).calibration_error > 0.15
+    corrected = pgs.recalibrate(fresh, curve, answer=pgs.matching(fresh))
+    # monotone: both get the mean, .75
+    assert (corrected.amax((-2, -1)) - 0.75).abs().max() < 0.02
+    assert pgs.reliability(corrected, fresh_truth).calibration_error < 0.02
+    assert curve.corrected(torch.tensor([0.0, 0.9, 1.0])).tolist() == pytest.approx([0.75] * 3, abs=0.02)
+
+
+def test_recalibrate_moves_the_rest_of_a_row():
+    half = pgs.Reliability(torch.tensor([0.9]), 0.1, torch.tensor([10]), torch.tensor([0.95]), torch.tensor([0.5]))
+    marginals = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.8, 0.2], [0.0, 0.0, 1.0]])
+    allowed = torch.tensor([[1, 1, 0], [1, 1, 1], [0, 0, 1]]).bool()
+    expected = torch.tensor([[0.5, 0.5, 0.0], [0.0, 0.5, 0.5], [0.0, 0.0, 1.0]])
+    assert torch.allclose(pgs.recalibrate(marginals, half, allowed=allowed), expected)
+    batch = pgs.recalibrate(marginals.expand(4, 3, 3), half, allowed=allowed, answer=torch.eye(3))
+    assert torch.allclose(batch, expected.expand(4, 3, 3))
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"marginals": torch.ones(2, 2)}, ValueError, "row 0 of marginals"),
+        ({"curve": 0.5}, TypeError, "curve must be a Reliability, as pyro_gs.reliability gives, but is float"),
+        ({"answer": torch.ones(2, 2)}, ValueError, "answer is not a permutation"),
+        ({"allowed": torch.ones(2, 2)}, TypeError, "allowed must be a boolean tensor"),
+        ({"allowed": torch.ones(3, 3).bool()}, ValueError, "allowed must broadcast"),
+        ({"allowed": torch.eye(2).flip(0).bool()}, ValueError, r"zero where not allowed, but has 1 at \(0, 0\)"),
+    ],
+)
+def test_bad_recalibrate(change, error, message):
+    curve = pgs.reliability(torch.eye(2), torch.eye(2))
+    with pytest.raises(error, match=message):
+        pgs.recalibrate(**({"marginals": torch.eye(2), "curve": curve} | change))

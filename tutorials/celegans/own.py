@@ -20,6 +20,7 @@ from tutorials.celegans.connectome import Connectome, load_connectome
 from tutorials.celegans.html_report import write_report
 from tutorials.celegans.identities import identity_table, write_identities
 from tutorials.celegans.preparation import to_worms
+from tutorials.celegans.recalibration import recalibrated, simulated_reliability
 from tutorials.celegans.recordings import Recording, read_recording
 
 __all__ = [
@@ -30,6 +31,8 @@ __all__ = [
     "main",
     "read_atlas",
     "read_recording",
+    "recalibrated",
+    "simulated_reliability",
     "to_worms",
     "write_identities",
     "write_report",
@@ -55,6 +58,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--sigma", type=float, default=1.0, help="noise of the standardized traces")
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=["gumbel-sinkhorn"], help="which to run")
     parser.add_argument("--budget", type=float, default=120.0, help="seconds for each method")
+    parser.add_argument(
+        "--simulations", type=int, default=0, help="fits of simulated worms that correct the probabilities, a budget each"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the methods")
     parser.add_argument("--threads", type=int, default=1, help="of torch")
     parser.add_argument("--out", type=Path, default=Path("results/own"), help="folder for tables and reports")
@@ -106,6 +112,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.set_default_dtype(torch.float64)
     try:
         set_threads(args.threads)
+        if args.simulations < 0:
+            raise ValueError(f"--simulations: expected an integer of at least 0, got {args.simulations}")
         recordings = read_all(args)
         connectome, atlas = network(args, recordings)
         worms = to_worms(
@@ -121,12 +129,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.out.mkdir(parents=True, exist_ok=True)
         for name in args.methods:
             title, fit = METHODS[name]
-            result = fit(worms, connectome, seed=args.seed, budget=args.budget, progress=not args.quiet)
+            options = {"budget": args.budget, "progress": not args.quiet}
+            result = fit(worms, connectome, seed=args.seed, **options)
+            if args.simulations:
+                seeds = range(args.seed + 1, args.seed + 1 + args.simulations)
+                curve = simulated_reliability(fit, worms, connectome, result.index, seeds=seeds, **options)
+                result = recalibrated(result, worms, curve)
             rows = identity_table(result, worms, recordings, connectome)
             write_identities(args.out / f"identities-{name}.csv", rows)
             settings = {"method": title, "seconds": f"{result.seconds:.0f}", "seed": args.seed, "sigma": args.sigma}
             settings["atlas"] = args.atlas or ("places of the connectome" if atlas else "none")
             settings["eta"] = args.eta or "none"
+            settings["probabilities"] = (
+                f"corrected by {args.simulations} fits of simulated worms"
+                if args.simulations
+                else "as the method gives them"
+            )
             settings["candidates"] = f"{mean:.1f} for each neuron that was not given"
             write_report(args.out / f"report-{name}.html", rows, recordings, connectome, settings=settings)
             sure = sum(row.probability >= 0.95 for row in rows if not row.known)

@@ -8,16 +8,22 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 
+from pyro_gs.calibration import Reliability
 from tutorials.celegans.__main__ import METHODS
 from tutorials.celegans.cells import BASE, TABLES, Cell, Table
 from tutorials.celegans.connectome import DATA
+from tutorials.celegans.jobs import BINS
 from tutorials.celegans.results import COLUMNS, RELIABILITY_COLUMNS
 
-__all__ = ["GAIN", "Line", "Shown", "load", "published", "show"]
+__all__ = ["CORRECTED", "GAIN", "Line", "Shown", "corrected_errors", "load", "published", "show"]
 
 GAIN = "log_evidence_gain"
 """Column: evidence of the answer less that of the truth, in nats."""
+
+CORRECTED = "calibration_error_corrected"
+"""Column: calibration error after correction by the other seeds, see `corrected_errors`; missing below three seeds."""
 
 
 @dataclass(frozen=True)
@@ -93,8 +99,8 @@ def load(folder: Path, budget: float | None = None) -> tuple[pd.DataFrame, pd.Da
         budget: Only results with this budget, and chance.
 
     Returns:
-        Jobs that are done, with a column ``cell`` of `Cell` and one `GAIN`, each seed once: the last where several
-        versions of the code ran it. And the reliability of all jobs.
+        Jobs that are done, with columns ``cell`` of `Cell`, `GAIN` and `CORRECTED`, each seed once: the last where
+        several versions of the code ran it. And the reliability of all jobs.
 
     Raises:
         ValueError: If a file or a column is missing, nothing is done, or a cell has results of several budgets or
@@ -115,7 +121,45 @@ def load(folder: Path, budget: float | None = None) -> tuple[pd.DataFrame, pd.Da
             listed = ", ".join(f"{seconds:g} s ({clock})" for seconds, clock in kinds.itertuples(index=False))
             raise ValueError(f"{folder}: {found} has results of {listed}; choose with --budget, or keep clocks apart")
     frame = frame.drop_duplicates(["cell", "seed", "method", "objective"], keep="last")
-    return frame, _read(folder / "reliability.csv", RELIABILITY_COLUMNS)
+    bins = _read(folder / "reliability.csv", RELIABILITY_COLUMNS)
+    return frame.assign(**{CORRECTED: corrected_errors(frame, bins)}), bins
+
+
+def corrected_errors(frame: pd.DataFrame, bins: pd.DataFrame) -> pd.Series[float]:
+    """Calibration errors of jobs after their probabilities were corrected by jobs of other seeds.
+
+    Data of other seeds are simulated from the same model with the same settings, as a user can do whose data have no truth
+    (``recalibration.py``): the reliability of the same method on them, made monotone, maps the mean probability of each bin.
+
+    Args:
+        frame: From `load`, before or after this column is there.
+        bins: Reliability of all jobs.
+
+    Returns:
+        One number a row of the frame; NaN where fewer than two other seeds are there, or no bins.
+    """
+    kept = bins[bins["count"] > 0].set_index("key")
+    known = frame.set_index("key").index.intersection(kept.index)
+    parts = {key: kept.loc[[key]] for key in known}
+    errors = pd.Series(float("nan"), index=frame.index)
+    for _, rows in frame.groupby(["cell", "method", "objective", "budget"], sort=False, dropna=False):
+        there = rows[rows["key"].isin(known)]
+        for place, key in there["key"].items():
+            others = [parts[other] for other in there["key"] if other != key]
+            if len(others) < 2:
+                continue
+            pooled = pd.concat(others).groupby("bin")[["count", "confidence", "right"]].sum()
+            curve, own = _curve(pooled), _curve(parts[key])
+            gap = (curve.corrected(own.confidence) - own.accuracy).abs()
+            errors[place] = float((own.count * gap).sum() / own.count.sum())
+    return errors
+
+
+def _curve(rows: pd.DataFrame) -> Reliability:
+    """Rows of ``reliability.csv``, bins that are not empty."""
+    count, confidence, right = (torch.tensor(rows[name].to_numpy()) for name in ("count", "confidence", "right"))
+    lower = torch.tensor(rows.reset_index()["bin"].to_numpy() / BINS)
+    return Reliability(lower, 1 / BINS, count, confidence / count, right / count)
 
 
 def _cell(row: Sequence[Any]) -> Cell:

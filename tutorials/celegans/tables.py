@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tutorials.celegans.cells import TABLES
-from tutorials.celegans.summaries import GAIN, Shown, load, show
+from tutorials.celegans.summaries import CORRECTED, GAIN, Shown, load, show
 from tutorials.celegans.sweep_figures import draw_all
 
 __all__ = ["main", "markdown"]
@@ -45,7 +45,10 @@ def _accuracy_table(shown: Shown) -> str:
 
 
 def _column_table(shown: Shown, title: str, column: str, digits: int) -> str:
+    """A table of a column; empty where it has no figures."""
     lines = shown.lines[1:]
+    if not any(shown.values(cell, line, column) for cell in shown.table.cells for line in lines):
+        return ""
     rows = [[x.title, *(_figure(shown.values(cell, x, column), digits) for cell in shown.table.cells)] for x in lines]
     return _table([title, *shown.labels], rows)
 
@@ -84,6 +87,7 @@ def markdown(shown: Shown) -> str:
         _accuracy_table(shown),
         _against_paper(shown),
         _column_table(shown, "expected calibration error, unknown neurons", "calibration_error", 3),
+        _column_table(shown, "the same, probabilities corrected by the other seeds", CORRECTED, 3),
         _column_table(shown, "log evidence of the answer less that of the truth, nats", GAIN, 0),
     ]
     return "\n\n".join(part.strip() for part in parts if part) + "\n"

@@ -59,6 +59,21 @@ def test_the_paper_is_beside_ours(tmp_path, capsys):
     assert "| -1 (-2 to 0) |" in printed
 
 
+def test_probabilities_are_corrected_by_the_other_seeds(tmp_path, capsys):
+    fill(tmp_path, ["table2"])
+    frame, _ = load(tmp_path)
+    fits = frame[frame["method"] != "chance"]
+    # all seeds have the same curve, which rises: each is corrected to its own accuracies
+    assert fits["calibration_error_corrected"].to_numpy() == pytest.approx(0.0, abs=1e-9)
+    assert frame[frame["method"] == "chance"]["calibration_error_corrected"].isna().all()
+    assert main([str(tmp_path)]) == 0
+    assert "| the same, probabilities corrected by the other seeds | 40 %, 0.1 |" in capsys.readouterr().out
+    short = tmp_path / "short"
+    short.mkdir()
+    fill(short, ["table2"], skip=(2,))
+    assert load(short)[0]["calibration_error_corrected"].isna().all()
+
+
 def test_every_method_has_a_color_of_its_own():
     titles = [title for title, _ in METHODS.values()]
     assert len({COLORS[title] for title in titles}) == len(titles)
