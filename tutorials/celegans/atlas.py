@@ -129,6 +129,10 @@ def read_atlas(path: str | Path) -> Atlas:
         for column in header
         if column != "name"
     }
+    for column in (name for name in header if name == "sd" or name.endswith("_sd")):
+        for (line, _), value in zip(rows, values[column].tolist(), strict=True):
+            if not value > 0:
+                raise ValueError(f"{path.name}: row {line}, column {column!r} holds {value}, expected a positive number")
     covariances = torch.zeros(len(rows), 3, 3, dtype=torch.float64)
     for column in full:
         i, j = ("xyz".index(letter) for letter in column)
@@ -137,11 +141,14 @@ def read_atlas(path: str | Path) -> Atlas:
         elif i == j:
             covariances[:, i, i] = values["sd"].square()
     means = torch.stack([values[axis] for axis in "xyz"], 1)
-    if not channels:
-        return Atlas(names, means, covariances)
-    variances = torch.stack([values[f"{channel}_sd"].square() for channel in channels], 1)
-    color_means = torch.stack([values[channel] for channel in channels], 1)
-    return Atlas(names, means, covariances, color_means, variances.diag_embed(), channels)
+    colors: tuple[Tensor, Tensor, tuple[str, ...]] | tuple[()] = ()
+    if channels:
+        variances = torch.stack([values[f"{channel}_sd"].square() for channel in channels], 1)
+        colors = (torch.stack([values[channel] for channel in channels], 1), variances.diag_embed(), channels)
+    try:
+        return Atlas(names, means, covariances, *colors)
+    except ValueError as error:
+        raise ValueError(f"{path.name}: {error}") from None
 
 
 def principal_axes(points: Tensor) -> Tensor:

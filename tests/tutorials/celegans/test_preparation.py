@@ -99,7 +99,7 @@ def test_eta_keeps_what_is_near_along_the_body() -> None:
     assert not worms.allowed[0, 35:, :10].any()
     assert worms.allowed[0, 35:, 35:].all()
     assert not worms.logits.any()
-    both = to_worms([worm], connectome, eta=0.2, atlas=Atlas.from_connectome(connectome))
+    both = to_worms([worm], connectome, eta=0.2, atlas=Atlas.from_connectome(connectome), mirrored=False)
     assert torch.equal(both.allowed, worms.allowed)
     assert both.logits.any()
 
@@ -127,8 +127,11 @@ def test_a_worm_that_shows_all_and_one_neuron_worms() -> None:
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        (["?1", "AVAX"], "recording 'worm': the label 'AVAX' matches no neuron of the connectome, close ones: .*AVA[LR]"),
-        (["time", "?1"], "the label 'time' matches no neuron .* starts with '\\?' .* without\\(labels\\)"),
+        (
+            ["?1", "AVAX", "AVAL", "M3L"],
+            "recording 'worm': 'AVAX', 'M3L' \\(2 in all\\): no neuron .* close to the first: .*AVA[LR]",
+        ),
+        (["time", "?1"], "'time' .*: no neuron .* starts with '\\?' .*--drop.* without\\(labels\\)"),
         ([f"?{i}" for i in range(280)], "recording 'worm' has 280 neurons, expected at most the 279 of the connectome"),
     ],
 )
@@ -190,3 +193,40 @@ def test_bad_recordings_and_atlases() -> None:
     missing = ", ".join(connectome.names[4:])
     with pytest.raises(ValueError, match=rf"atlas: it lacks 2 of the 6 neurons \({missing}\).*connectome\.subset"):
         to_worms([worm], connectome, atlas=atlas)
+
+
+def test_worms_with_and_without_places() -> None:
+    connectome = network(20)
+    worm, bare = placed(connectome, list(range(18)), known=15), recording(["?1", connectome.names[3]], name="bare")
+    atlas = Atlas.from_connectome(connectome)
+    worms = to_worms([worm, bare], connectome, atlas=atlas, mirrored=False)
+    assert torch.equal(worms.logits[0], to_worms([worm], connectome, atlas=atlas, mirrored=False).logits[0])
+    assert not worms.logits[1].any()
+    assert worms.allowed[1, 0].sum() == 19
+    with pytest.raises(ValueError, match=r"recording 'bare' has no positions, which eta=0\.2 needs"):
+        to_worms([worm, bare], connectome, atlas=atlas, eta=0.2)
+
+
+def test_columns_that_only_rise_are_no_traces() -> None:
+    worm = recording(["?1", "", "?3"])
+    traces = worm.traces.clone()
+    traces[:, 1] = torch.rand(len(traces), generator=torch.Generator().manual_seed(0), dtype=torch.float64).cumsum(0)
+    with pytest.raises(ValueError, match=r"recording 'worm': the column '' rises at every time step.*--drop"):
+        standardize(dataclasses.replace(worm, traces=traces))
+    standardize(dataclasses.replace(worm, traces=traces[:9]))
+
+
+def test_doubts_about_places_are_told() -> None:
+    """The connectome is nearly its own mirror image; thousandths of its size and colours without an atlas of them."""
+    connectome = network(40)
+    atlas = Atlas.from_connectome(connectome)
+    worm = placed(connectome, list(range(35)), known=0)
+    with pytest.warns(UserWarning, match=r"recording 'worm' was laid onto the atlas .* left and right .*--mirrored"):
+        to_worms([worm], connectome, atlas=atlas)
+    assert worm.positions is not None
+    small = dataclasses.replace(worm, positions=worm.positions / 1000)
+    with pytest.warns(UserWarning, match=r"at 1\.12e\+03 times its size.*in micrometres\?"):
+        to_worms([small], connectome, atlas=atlas, mirrored=False)
+    colourful = dataclasses.replace(worm, colors=torch.ones(35, 1, dtype=torch.float64), channels=("red",))
+    with pytest.warns(UserWarning, match="worm: red: not used, since the atlas has no colours"):
+        to_worms([colourful], connectome, atlas=atlas, mirrored=False)
