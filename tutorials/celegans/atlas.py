@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tutorials.celegans.connectome import Connectome, normalize_name
-from tutorials.celegans.recordings import read_table, table_number
+from tutorials.celegans.csv_table import read_table, table_number
 
 __all__ = ["Atlas", "principal_axes", "read_atlas"]
 

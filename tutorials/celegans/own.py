@@ -170,7 +170,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             settings["eta"] = args.eta or "none"
             settings["mirrored"] = args.mirrored
             settings["candidates"] = f"{mean:.1f} for each neuron that was not given"
-            settings |= {f"note {number}": note for number, note in enumerate(notes, 1)}
+            told = list(notes)
+            if all(row.probability in (0.0, 1.0) for row in rows):
+                told.append(f"{title} gives one answer without doubt: its probabilities are 0 or 1 and tell nothing")
+                print(f"note: {told[-1]}")
+            settings |= {f"note {number}": note for number, note in enumerate(told, 1)}
             write_report(args.out / f"report-{name}.html", rows, recordings, connectome, settings=settings)
             sure = sum(row.probability >= 0.95 for row in rows if not row.known)
             print(

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 import difflib
-import math
 import re
 import zipfile
-from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +14,9 @@ import torch
 from torch import Tensor
 
 from tutorials.celegans.connectome import normalize_name
+from tutorials.celegans.csv_table import read_table, refuse_repeated, table_number
 
-__all__ = ["Recording", "known_identity", "read_recording", "read_table", "table_number"]
+__all__ = ["Recording", "known_identity", "read_recording"]
 
 _UNNAMED = re.compile(r"|\?.*|.*\?|[0-9]+|nan", re.IGNORECASE)
 
@@ -83,7 +81,7 @@ class Recording:
         for field, values in (("labels", self.labels), ("identities", self.identities)):
             if len(values) != m:
                 raise ValueError(f"{self.name}: {len(values)} {field} for {m} traces, expected one for each")
-            _refuse_repeated(self.name, [value for value in values if value is not None])
+            refuse_repeated(self.name, [value for value in values if value is not None])
         bad = (~self.traces.isfinite()).nonzero()
         if len(bad):
             step, neuron = bad[0].tolist()
@@ -136,15 +134,6 @@ class Recording:
             None if self.colors is None else self.colors[keep],
             self.channels,
             (*self.dropped, *labels),
-        )
-
-
-def _refuse_repeated(where: str, names: Iterable[str]) -> None:
-    repeated = sorted(name for name, count in Counter(names).items() if count > 1)
-    if repeated:
-        shown = ", ".join(name or "an empty label" for name in repeated)
-        raise ValueError(
-            f"{where}: {shown} given more than once, expected each once; neurons without a name can be ?1, ?2, ..."
         )
 
 
@@ -211,55 +200,6 @@ def read_recording(
     if positions is not None:
         places, colors, channels = _read_positions(Path(positions), labels, drop)
     return Recording(path.stem, traces, tuple(labels), tuple(identities), places, colors, channels, tuple(dropped))
-
-
-def read_table(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
-    """Read a CSV with a header.
-
-    Args:
-        path: The file, in UTF-8.
-
-    Returns:
-        The columns, each once, and the other rows with their line numbers; all rows have a value a column.
-
-    Raises:
-        ValueError: If the file is empty or no such table.
-    """
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file, strict=True)
-            lines = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if row]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path.name}: no CSV in UTF-8 ({error}); save it as one") from None
-    if not lines:
-        raise ValueError(f"{path.name}: the file is empty, expected a header of labels and a row a time step or neuron")
-    (_, header), *rows = lines
-    if len(header) == 1 and re.search("[;\t]", header[0]):
-        raise ValueError(f"{path.name}: the header {header[0][:40]!r} has no commas, expected columns separated by commas")
-    if all(re.fullmatch(r"[-+]?\d*\.\d*(e[-+]?\d+)?", cell, re.IGNORECASE) for cell in header):
-        raise ValueError(f"{path.name}: the first row holds numbers ({header[0]}, ...), expected a header of labels")
-    _refuse_repeated(f"{path.name}: the header", [cell for cell in header if cell])
-    if not rows:
-        raise ValueError(f"{path.name}: a header and no rows, expected a row a time step or neuron")
-    for line, row in rows:
-        if len(row) != len(header):
-            raise ValueError(f"{path.name}: row {line} has {len(row)} values, expected {len(header)}, one for each column")
-    return header, rows
-
-
-def table_number(path: Path, line: int, column: str, text: str) -> float:
-    """A cell of `read_table` as a finite number.
-
-    Raises:
-        ValueError: If it is none; the message names file, row and column.
-    """
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise ValueError(f"{path.name}: row {line}, column {column!r} holds {text!r}, expected a finite number")
-    return value
 
 
 def _read_traces(path: Path, drop: Collection[str]) -> tuple[Tensor, list[str], list[str]]:

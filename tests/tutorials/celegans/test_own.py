@@ -148,6 +148,7 @@ def test_what_is_not_used_is_told(example: Example, tmp_path: Path, capsys: pyte
         f"worm1: left out {label}",
         "worm2 has no positions: activity alone tells",
         "worm1: size: not used, since the atlas has no colours",
+        "MAP (FAQ) gives one answer without doubt",
     ):
         assert f"note: {note}" in printed
         assert note in page
