@@ -151,7 +151,7 @@ def _word(label: Any) -> str:
 
 
 def _positions(path: Path, table: Any, regions: np.ndarray) -> np.ndarray:
-    hint = "; or give the places as a CSV (positions=...)"
+    hint = "; or give the places as a CSV (--positions, positions=...)"
     if "voxel_mask" in table.colnames:
         voxels = np.array([_center(table["voxel_mask"][int(i)]) for i in regions])
         places: np.ndarray = voxels * _spacing(path, table, hint)

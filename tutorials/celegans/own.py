@@ -19,7 +19,7 @@ from tutorials.celegans import gumbel_sinkhorn
 from tutorials.celegans.__main__ import METHODS, set_threads
 from tutorials.celegans.atlas import Atlas, read_atlas
 from tutorials.celegans.connectome import Connectome, load_connectome
-from tutorials.celegans.html_report import write_report
+from tutorials.celegans.html_report import confident, write_report
 from tutorials.celegans.identities import identity_table, write_identities
 from tutorials.celegans.preparation import to_worms
 from tutorials.celegans.recordings import Recording, read_recording
@@ -62,7 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--graph", choices=["directed", "symmetric", "chemical"], default="directed", help="connections")
     parser.add_argument("--sigma", type=float, default=1.0, help="noise of the standardized traces")
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=["gumbel-sinkhorn"], help="which to run")
-    parser.add_argument("--budget", type=float, default=120.0, help="seconds for each method")
+    parser.add_argument("--budget", type=float, default=300.0, help="seconds for each method")
     parser.add_argument("--seed", type=int, default=0, help="of the methods")
     parser.add_argument("--threads", type=int, default=1, help="of torch")
     parser.add_argument("--out", type=Path, default=Path("results/own"), help="folder for tables and reports")
@@ -170,16 +170,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             settings["eta"] = args.eta or "none"
             settings["mirrored"] = args.mirrored
             settings["candidates"] = f"{mean:.1f} for each neuron that was not given"
-            told = list(notes)
-            if all(row.probability in (0.0, 1.0) for row in rows):
-                told.append(f"{title} gives one answer without doubt: its probabilities are 0 or 1 and tell nothing")
-                print(f"note: {told[-1]}")
-            settings |= {f"note {number}": note for number, note in enumerate(told, 1)}
+            settings |= {f"note {number}": note for number, note in enumerate(notes, 1)}
             write_report(args.out / f"report-{name}.html", rows, recordings, connectome, settings=settings)
-            sure = sum(row.probability >= 0.95 for row in rows if not row.known)
-            print(
-                f"{title}: {sure} of {int(unknown.sum())} named with .95 or more; identities-{name}.csv, report-{name}.html"
-            )
+            print(f"{title}: {confident(rows)}; identities-{name}.csv, report-{name}.html")
     except (ValueError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -133,9 +133,13 @@ def to_worms(
     columns = None if used is None else _columns(used, connectome)
     placeless = [recording.name for recording in recordings if recording.positions is None]
     if placeless and eta is not None:
-        raise ValueError(f"recording {placeless[0]!r} has no positions, which eta={eta} needs; give positions=...")
+        raise ValueError(
+            f"recording {placeless[0]!r} has no positions, which eta={eta} needs; give --positions, positions=..."
+        )
     if atlas is not None and len(placeless) == len(recordings):
-        raise ValueError(f"recording {placeless[0]!r} has no positions, which an atlas needs; give positions=...")
+        raise ValueError(
+            f"recording {placeless[0]!r} has no positions, which an atlas needs; give --positions, positions=..."
+        )
     if weight_scale is None:
         weight_scale = 0.5 / math.sqrt(max(float(connectome.adjacency.sum()) / n, 1.0))
 

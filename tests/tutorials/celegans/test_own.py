@@ -139,7 +139,7 @@ def test_what_is_not_used_is_told(example: Example, tmp_path: Path, capsys: pyte
     sizes = tmp_path / "sizes.csv"
     header, *lines = example.positions[0].read_text().splitlines()
     sizes.write_text("\n".join([f"{header},size", *(f"{line},1" for line in lines)]))
-    label = example.recordings[0].labels[0]
+    label = next(label for label in example.recordings[0].labels if label.startswith("?"))
     files = [*map(str, example.traces), "--positions", str(sizes), "-", "--drop", label, "--mirrored", "no"]
     options = ["--neurons", *network().names, "--methods", "map", "--budget", "0.2", "--quiet", "--out", str(tmp_path)]
     assert own.main([*files, *options]) == 0
@@ -148,10 +148,14 @@ def test_what_is_not_used_is_told(example: Example, tmp_path: Path, capsys: pyte
         f"worm1: left out {label}",
         "worm2 has no positions: activity alone tells",
         "worm1: size: not used, since the atlas has no colours",
-        "MAP (FAQ) gives one answer without doubt",
     ):
         assert f"note: {note}" in printed
         assert note in page
+    certain = "named without doubt, by probabilities of 0 and 1 that tell nothing"
+    others = sum(name is None for worm in example.recordings for name in worm.identities) - 1  # one is dropped
+    assert f"MAP (FAQ): {others} {certain}" in printed
+    assert certain in page
+    assert "expected to be right" not in page
 
 
 def test_an_atlas_of_other_names(example: Example, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
