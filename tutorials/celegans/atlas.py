@@ -76,19 +76,19 @@ class Atlas:
         return f"Atlas(neurons={len(self.names)}, channels={channels})"
 
     @classmethod
-    def from_connectome(cls, connectome: Connectome, scale: float = 10.0) -> Atlas:
+    def from_connectome(cls, connectome: Connectome, spread: float = 10.0) -> Atlas:
         """The places that the package ships, with the same isotropic spread for all.
 
         Args:
             connectome: Its neurons and their places.
-            scale: Standard deviation between worms along each axis, in micrometres.
+            spread: Standard deviation between worms along each axis, in micrometres.
 
         Raises:
-            ValueError: If ``scale`` is not positive and finite.
+            ValueError: If ``spread`` is not positive and finite.
         """
-        if not (math.isfinite(scale) and scale > 0):
-            raise ValueError(f"scale={scale!r}: expected a positive finite number of micrometres")
-        covariances = scale**2 * torch.eye(3, dtype=torch.float64).expand(len(connectome), 3, 3)
+        if not (math.isfinite(spread) and spread > 0):
+            raise ValueError(f"spread={spread!r}: expected a positive finite number of micrometres")
+        covariances = spread**2 * torch.eye(3, dtype=torch.float64).expand(len(connectome), 3, 3)
         axis = torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64)
         return cls(connectome.names, connectome.position, covariances.contiguous(), axis=axis)
 

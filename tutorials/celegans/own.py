@@ -133,6 +133,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.set_default_dtype(torch.float64)
     try:
         set_threads(args.threads)
+        if not 0 <= args.seed < 2**32:
+            raise ValueError(f"--seed {args.seed}: expected an integer within [0, {2**32 - 1}]")
         make_folder(args.out)
         recordings = read_all(args)
         connectome, atlas = network(args, recordings)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import math
-import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -14,18 +13,13 @@ from torch import Tensor
 from pyro_gs.ops.support import find_support, hall_violator
 from tutorials.celegans.atlas import Atlas
 from tutorials.celegans.connectome import Connectome, normalize_name
+from tutorials.celegans.doubts import warn_of_doubts
 from tutorials.celegans.identification import match_allowed
 from tutorials.celegans.recordings import Recording
 from tutorials.celegans.registration import Registration, position_logits, register
 from tutorials.celegans.worms import Worms, reveal
 
 __all__ = ["standardize", "to_worms"]
-
-UNSURE = 15.0
-"""Nats: a smaller margin between a worm and its mirror image is warned of."""
-
-SCALES = (0.4, 2.5)
-"""A worm that fits the atlas at a scale outside of these was not given in micrometres."""
 
 MONOTONE = 10
 """Time steps from which a column that only rises is taken for one of times."""
@@ -55,18 +49,18 @@ def standardize(recording: Recording) -> tuple[Tensor, Tensor]:
             f"recording {recording.name!r}: the column {_listed(_chosen(recording.labels, rising))} rises at every time "
             f"step, as times or an index do, expected traces of neurons; {_LEAVE_OUT}"
         )
-    centered = recording.traces - recording.traces.mean(0)
-    before = recording.traces[:-1] - recording.traces[:-1].mean(0)
-    after = recording.traces[1:] - recording.traces[1:].mean(0)
-    slope = (before * after).sum(0) / before.square().sum(0).clamp(min=torch.finfo(torch.float64).tiny)
+    tiny = torch.finfo(torch.float64).tiny
+    traces = recording.traces / recording.traces.abs().amax(0).clamp(min=tiny)  # squares of any unit then stay finite
+    before, after = traces[:-1] - traces[:-1].mean(0), traces[1:] - traces[1:].mean(0)
+    slope = (before * after).sum(0) / before.square().sum(0).clamp(min=tiny)
     scale = (after - slope * before).square().mean(0).sqrt()
-    flat = ~(scale > 1e-9 * recording.traces.abs().amax(0))
+    flat = ~(scale > 1e-9)
     if flat.any():
         raise ValueError(
             f"recording {recording.name!r}: the traces of {_listed(_chosen(recording.labels, flat))} have no noise "
-            f"(constant, or {len(centered)} time steps are too few), expected some; {_LEAVE_OUT}"
+            f"(constant, or {len(traces)} time steps are too few), expected some; {_LEAVE_OUT}"
         )
-    return centered / scale, slope
+    return (traces - traces.mean(0)) / scale, slope
 
 
 def to_worms(
@@ -107,8 +101,7 @@ def to_worms(
         The worms, in the order given, without truth.
 
     Warns:
-        UserWarning: If a worm's mirror image fits the atlas nearly as well, the worm fits only at a scale that tells of a
-            unit other than micrometres, or its colours are not used because the atlas has none.
+        UserWarning: If the way a worm lies on the atlas is in doubt, see :func:`~tutorials.celegans.doubts.warn_of_doubts`.
 
     Raises:
         ValueError: If a label names no neuron of the connectome, a worm shows more neurons than there are, positions or
@@ -161,7 +154,7 @@ def to_worms(
             allowed[j, :m] = prior.near
             if atlas is not None:
                 logits[j, :m] = prior.logits
-                _warn(recording, atlas, prior.registration)
+                warn_of_doubts(recording, atlas, prior.registration)
     allowed = reveal(allowed, known, identity)
     for j, recording in enumerate(recordings):
         _check_matching(allowed[j], recording, connectome)
@@ -237,27 +230,6 @@ def _prior(recording: Recording, atlas: Atlas, columns: Tensor, eta: float | Non
     body = (atlas.means @ atlas.axis)[columns]
     distance = ((registration.positions @ atlas.axis).unsqueeze(1) - body).abs()
     return _Prior(logits, distance < eta * (body.max() - body.min()), registration)
-
-
-def _warn(recording: Recording, atlas: Atlas, registration: Registration) -> None:
-    where = f"recording {recording.name!r}"
-    if registration.margin < UNSURE:
-        image = "mirrored" if registration.mirrored else "as it is"
-        warnings.warn(
-            f"{where} was laid onto the atlas {image}, but fits it nearly as well the other way (by "
-            f"{registration.margin:.1f} nats less), so that left and right may be exchanged; name more neurons that lie on "
-            "one side, or say whether its frame is mirrored (--mirrored, mirrored=...)",
-            stacklevel=3,
-        )
-    if not SCALES[0] < registration.scale < SCALES[1]:
-        warnings.warn(
-            f"{where} fits the atlas at {registration.scale:.3g} times its size, expected about 1: are its positions in "
-            "micrometres?",
-            stacklevel=3,
-        )
-    if recording.colors is not None and atlas.color_means is None:
-        channels = ", ".join(recording.channels or ()) or "colours"
-        warnings.warn(f"{recording.name}: {channels}: not used, since the atlas has no colours", stacklevel=3)
 
 
 def _densest(logits: Tensor, allowed: Tensor, m: int, most: int) -> Tensor:

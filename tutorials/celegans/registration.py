@@ -19,7 +19,7 @@ from pyro_gs.ops.sinkhorn import sinkhorn
 from tutorials.celegans.atlas import Atlas, principal_axes
 from tutorials.celegans.recordings import Recording
 
-__all__ = ["Registration", "position_logits", "register"]
+__all__ = ["Registration", "anchors", "position_logits", "register"]
 
 ANGLES = 16
 """Rotations about the body axis that the search starts from."""
@@ -129,6 +129,14 @@ def register(recording: Recording, atlas: Atlas, *, mirrored: bool | None = None
     return Registration(A, b, positions, search.colors_at(search.match(A, b, 0.0)), value, margin)
 
 
+def anchors(recording: Recording, atlas: Atlas) -> tuple[Tensor, Tensor]:
+    """The known neurons that the atlas has: their places in the recording and in the atlas, both long (k,)."""
+    place = {name: i for i, name in enumerate(atlas.names)}
+    pairs = [(m, place[name]) for m, name in enumerate(recording.identities) if name in place]
+    rows, columns = torch.tensor(pairs, dtype=torch.long).reshape(-1, 2).unbind(1)
+    return rows, columns
+
+
 def _log_density(points: Tensor, means: Tensor, covariances: Tensor) -> Tensor:
     """Gaussian log densities: (m, k), (n, k), (n, k, k) to (m, n)."""
     factor = torch.linalg.cholesky(covariances)
@@ -156,9 +164,7 @@ class _Search:
             raise ValueError(
                 f"recording {recording.name!r} has {len(self.x)} neurons, expected at most the atlas's {len(atlas.names)}"
             )
-        place = {name: i for i, name in enumerate(atlas.names)}
-        anchors = [(m, place[name]) for m, name in enumerate(recording.identities) if name in place]
-        self.rows, self.columns = torch.tensor(anchors, dtype=torch.long).reshape(-1, 2).unbind(1)
+        self.rows, self.columns = anchors(recording, atlas)
         self.colors = self._check_colors(recording)
 
     def _check_colors(self, recording: Recording) -> Tensor | None:

@@ -9,15 +9,15 @@ from tutorials.celegans.connectome import load_connectome
 
 def test_the_connectomes_own_places() -> None:
     connectome = load_connectome()
-    of = Atlas.from_connectome(connectome, scale=4.0)
+    of = Atlas.from_connectome(connectome, spread=4.0)
     assert of.names == connectome.names
     assert torch.equal(of.means, connectome.position)
     assert torch.equal(of.covariances[5], 16 * torch.eye(3, dtype=torch.float64))
     assert of.axis.tolist() == [0, 1, 0]
     # What is found by itself is nearly that.
     assert abs(float(Atlas(of.names, of.means, of.covariances).axis[1])) > 0.99
-    with pytest.raises(ValueError, match=r"scale=0\.0: expected a positive finite number"):
-        Atlas.from_connectome(connectome, scale=0.0)
+    with pytest.raises(ValueError, match=r"spread=0\.0: expected a positive finite number"):
+        Atlas.from_connectome(connectome, spread=0.0)
 
 
 HEADS = {

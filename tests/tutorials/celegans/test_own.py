@@ -190,6 +190,9 @@ def test_recordings_of_one_name_and_neurons_to_drop(example: Example, tmp_path: 
         (["--atlas", "none.csv"], "none.csv"),
         (["--budget", "0"], "budget=0.0: expected a positive"),
         (["--threads", "0"], "threads=0"),
+        (["--threads", "1000000"], "threads=1000000: expected an integer within"),
+        (["--seed", "-1"], "--seed -1: expected an integer within"),
+        (["--positions", "{positions}", "--spread", "0"], "spread=0.0: expected a positive"),
         (["--sigma", "-1"], "sigma=-1.0"),
         (["--out", str(README)], "--out: nothing can be written into the folder"),
         (["--out", str(README / "deeper")], "--out: nothing can be written into the folder"),
@@ -198,6 +201,7 @@ def test_recordings_of_one_name_and_neurons_to_drop(example: Example, tmp_path: 
 def test_the_command_refuses(
     example: Example, tmp_path: Path, options: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    options = [option.format(positions=example.positions[0]) for option in options]
     assert own.main([str(example.traces[0]), "--quiet", "--out", str(tmp_path), *options]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")

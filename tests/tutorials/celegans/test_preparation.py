@@ -2,32 +2,12 @@ import dataclasses
 
 import pytest
 import torch
+from placed import network, placed, recording
 
 from tutorials.celegans.atlas import Atlas
-from tutorials.celegans.connectome import Connectome, load_connectome
+from tutorials.celegans.connectome import load_connectome
 from tutorials.celegans.preparation import standardize, to_worms
-from tutorials.celegans.recordings import Recording, known_identity
 from tutorials.celegans.registration import position_logits, register
-
-
-def network(n: int = 20) -> Connectome:
-    """The first neurons of the real table, so that places are real."""
-    return load_connectome().thin(n, torch.Generator().manual_seed(0))
-
-
-def recording(
-    labels: list[str], *, steps: int = 30, seed: int = 0, places: torch.Tensor | None = None, name: str = "worm"
-) -> Recording:
-    generator = torch.Generator().manual_seed(seed)
-    traces = 5 + 3 * torch.randn(steps, len(labels), generator=generator, dtype=torch.float64)
-    return Recording(name, traces, tuple(labels), tuple(map(known_identity, labels)), places)
-
-
-def placed(connectome: Connectome, index: list[int], *, known: int = 4, spread: float = 2.0) -> Recording:
-    """A worm that shows the neurons of an index, the first of them named, near their places."""
-    labels = [connectome.names[i] if m < known else f"?{m}" for m, i in enumerate(index)]
-    noise = torch.randn(len(index), 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    return recording(labels, places=connectome.position[index] + spread * noise)
 
 
 def test_standardized_traces_have_innovations_of_scale_one() -> None:
@@ -45,6 +25,15 @@ def test_standardized_traces_have_innovations_of_scale_one() -> None:
     # A standard deviation over 20,000 numbers has a standard error of .005.
     torch.testing.assert_close(residual.std(0), torch.ones(3, dtype=torch.float64), atol=0.02, rtol=0)
     torch.testing.assert_close(found[:, 1].std(), torch.tensor(1 / (1 - 0.81) ** 0.5).double(), atol=0.1, rtol=0)
+
+
+def test_units_do_not_matter() -> None:
+    worm = recording(["?1", "?2", "?3"])
+    scales = torch.tensor([1e-200, 1.0, 1e200], dtype=torch.float64)
+    for given, found in zip(
+        standardize(worm), standardize(dataclasses.replace(worm, traces=worm.traces * scales)), strict=True
+    ):
+        torch.testing.assert_close(found, given)
 
 
 def test_recordings_of_different_sizes_are_padded() -> None:
@@ -214,19 +203,3 @@ def test_columns_that_only_rise_are_no_traces() -> None:
     with pytest.raises(ValueError, match=r"recording 'worm': the column '' rises at every time step.*--drop"):
         standardize(dataclasses.replace(worm, traces=traces))
     standardize(dataclasses.replace(worm, traces=traces[:9]))
-
-
-def test_doubts_about_places_are_told() -> None:
-    """The connectome is nearly its own mirror image; thousandths of its size and colours without an atlas of them."""
-    connectome = network(40)
-    atlas = Atlas.from_connectome(connectome)
-    worm = placed(connectome, list(range(35)), known=0)
-    with pytest.warns(UserWarning, match=r"recording 'worm' was laid onto the atlas .* left and right .*--mirrored"):
-        to_worms([worm], connectome, atlas=atlas)
-    assert worm.positions is not None
-    small = dataclasses.replace(worm, positions=worm.positions / 1000)
-    with pytest.warns(UserWarning, match=r"at 1\.12e\+03 times its size.*in micrometres\?"):
-        to_worms([small], connectome, atlas=atlas, mirrored=False)
-    colourful = dataclasses.replace(worm, colors=torch.ones(35, 1, dtype=torch.float64), channels=("red",))
-    with pytest.warns(UserWarning, match="worm: red: not used, since the atlas has no colours"):
-        to_worms([colourful], connectome, atlas=atlas, mirrored=False)
