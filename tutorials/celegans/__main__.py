@@ -99,10 +99,10 @@ def set_threads(threads: int) -> None:
     """Set torch's threads.
 
     Raises:
-        ValueError: ``threads`` is not positive.
+        ValueError: ``threads`` is not positive, or more than 1024.
     """
-    if threads < 1:
-        raise ValueError(f"threads={threads}: expected an integer of at least 1")
+    if not 1 <= threads <= 1024:  # torch crashes on many more
+        raise ValueError(f"threads={threads}: expected an integer within [1, 1024]")
     torch.set_num_threads(threads)
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tutorials.celegans.connectome import Connectome, normalize_name
-from tutorials.celegans.recordings import read_table, table_number
+from tutorials.celegans.csv_table import read_table, table_number
 
 __all__ = ["Atlas", "principal_axes", "read_atlas"]
 
@@ -76,19 +76,19 @@ class Atlas:
         return f"Atlas(neurons={len(self.names)}, channels={channels})"
 
     @classmethod
-    def from_connectome(cls, connectome: Connectome, scale: float = 10.0) -> Atlas:
+    def from_connectome(cls, connectome: Connectome, spread: float = 10.0) -> Atlas:
         """The places that the package ships, with the same isotropic spread for all.
 
         Args:
             connectome: Its neurons and their places.
-            scale: Standard deviation between worms along each axis, in micrometres.
+            spread: Standard deviation between worms along each axis, in micrometres.
 
         Raises:
-            ValueError: If ``scale`` is not positive and finite.
+            ValueError: If ``spread`` is not positive and finite.
         """
-        if not (math.isfinite(scale) and scale > 0):
-            raise ValueError(f"scale={scale!r}: expected a positive finite number of micrometres")
-        covariances = scale**2 * torch.eye(3, dtype=torch.float64).expand(len(connectome), 3, 3)
+        if not (math.isfinite(spread) and spread > 0):
+            raise ValueError(f"spread={spread!r}: expected a positive finite number of micrometres")
+        covariances = spread**2 * torch.eye(3, dtype=torch.float64).expand(len(connectome), 3, 3)
         axis = torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64)
         return cls(connectome.names, connectome.position, covariances.contiguous(), axis=axis)
 
@@ -129,6 +129,10 @@ def read_atlas(path: str | Path) -> Atlas:
         for column in header
         if column != "name"
     }
+    for column in (name for name in header if name == "sd" or name.endswith("_sd")):
+        for (line, _), value in zip(rows, values[column].tolist(), strict=True):
+            if not value > 0:
+                raise ValueError(f"{path.name}: row {line}, column {column!r} holds {value}, expected a positive number")
     covariances = torch.zeros(len(rows), 3, 3, dtype=torch.float64)
     for column in full:
         i, j = ("xyz".index(letter) for letter in column)
@@ -137,11 +141,14 @@ def read_atlas(path: str | Path) -> Atlas:
         elif i == j:
             covariances[:, i, i] = values["sd"].square()
     means = torch.stack([values[axis] for axis in "xyz"], 1)
-    if not channels:
-        return Atlas(names, means, covariances)
-    variances = torch.stack([values[f"{channel}_sd"].square() for channel in channels], 1)
-    color_means = torch.stack([values[channel] for channel in channels], 1)
-    return Atlas(names, means, covariances, color_means, variances.diag_embed(), channels)
+    colors: tuple[Tensor, Tensor, tuple[str, ...]] | tuple[()] = ()
+    if channels:
+        variances = torch.stack([values[f"{channel}_sd"].square() for channel in channels], 1)
+        colors = (torch.stack([values[channel] for channel in channels], 1), variances.diag_embed(), channels)
+    try:
+        return Atlas(names, means, covariances, *colors)
+    except ValueError as error:
+        raise ValueError(f"{path.name}: {error}") from None
 
 
 def principal_axes(points: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from tutorials.celegans.identities import Identity
 from tutorials.celegans.portrait import CONFIDENCE, confidence, draw_worm
 from tutorials.celegans.recordings import Recording
 
-__all__ = ["write_report"]
+__all__ = ["confident", "write_report"]
 
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
@@ -164,16 +164,30 @@ def _row(row: Identity) -> str:
     return f'<tr data-worm="{html.escape(row.worm)}" data-p="{row.probability:.6f}">{inner}</tr>'
 
 
+def confident(rows: Sequence[Identity]) -> str:
+    """How many of the neurons that were not given are named with .95 or more, in words.
+
+    Args:
+        rows: Of `identity_table`. Where the method gives no probabilities but 0 and 1, the words say that.
+    """
+    unknown = [row.probability for row in rows if not row.known]
+    if unknown and all(p in (0.0, 1.0) for p in unknown):
+        return f"{len(unknown)} named without doubt, by probabilities of 0 and 1 that tell nothing"
+    return f"{sum(p >= 0.95 for p in unknown)} of {len(unknown)} named with .95 or more"
+
+
 def _summary(
     rows: Sequence[Identity], recordings: Sequence[Recording], connectome: Connectome, settings: Mapping[str, object]
 ) -> str:
     unknown = [row.probability for row in rows if not row.known]
+    doubt = any(0 < p < 1 for p in unknown)
+    expected = f"{sum(unknown):.0f} of {len(unknown)} others, if the probabilities are calibrated"
     items: dict[str, object] = {
         "recordings": ", ".join(f"{r.name} ({len(r.labels)} neurons, {len(r.traces)} time steps)" for r in recordings),
         "connectome": f"{len(connectome)} neurons, {connectome.graph}",
         "given identities": f"{len(rows) - len(unknown)} of {len(rows)}",
-        "named with .95 or more": f"{sum(p >= 0.95 for p in unknown)} of {len(unknown)} others",
-        "expected to be right": f"{sum(unknown):.0f} of {len(unknown)} others, if the probabilities are calibrated",
+        "the others": confident(rows),
+        **({"expected to be right": expected} if doubt else {}),
         **settings,
     }
     pairs = "".join(f"<dt>{html.escape(str(key))}</dt><dd>{html.escape(str(value))}</dd>" for key, value in items.items())

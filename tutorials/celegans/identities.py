@@ -7,12 +7,15 @@ from collections.abc import Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from tutorials.celegans.connectome import Connectome
-from tutorials.celegans.identification import Identification
+from tutorials.celegans.identification import Identification, match_allowed, onehot
 from tutorials.celegans.recordings import Recording
 from tutorials.celegans.worms import Worms
 
-__all__ = ["Identity", "identity_table", "write_identities"]
+__all__ = ["Identity", "best_matching", "identity_table", "write_identities"]
 
 
 @dataclass(frozen=True)
@@ -22,9 +25,10 @@ class Identity:
     Attributes:
         worm: Name of the recording.
         label: Of the neuron, as in the file.
-        identity: The answer: its place in the matching of the worm's neurons to names.
+        identity: The answer, see `best_matching`.
         probability: Posterior probability of the answer.
-        second: The most probable of the other names, empty if all have probability zero.
+        second: The most probable of the other names, empty if all have probability zero. More probable than the answer where
+            that name is needed for another neuron.
         second_probability: Its probability.
         third: The next one, empty if there is none.
         third_probability: Its probability.
@@ -40,6 +44,22 @@ class Identity:
     third: str
     third_probability: float
     known: bool
+
+
+def best_matching(result: Identification, worms: Worms) -> Tensor:
+    """The matching with the largest expected number of right names: that of the marginals, not the posterior's mode.
+
+    A guide or a chain that has not settled has a mode which its own marginals hold to be improbable in places.
+
+    Args:
+        result: What a method returned for the worms.
+        worms: J of them; those rows of ``n`` that show no neuron do not count.
+
+    Returns:
+        Shape (J, n), long: allowed permutations. Ties go to the method's own answer.
+    """
+    scores = torch.where(worms.observed.unsqueeze(-1), result.marginals + 1e-9 * onehot(result.index), 0.0)
+    return match_allowed(scores, worms.allowed)
 
 
 def identity_table(
@@ -68,9 +88,10 @@ def identity_table(
     if result.index.shape != worms.known.shape:
         raise ValueError(f"result of shape {tuple(result.index.shape)}, expected {tuple(worms.known.shape)}, as the worms")
     rows: list[Identity] = []
+    answers = best_matching(result, worms)
     for j, recording in enumerate(recordings):
         for m, label in enumerate(recording.labels):
-            marginal, answer = result.marginals[j, m].clone(), int(result.index[j, m])
+            marginal, answer = result.marginals[j, m].clone(), int(answers[j, m])
             probability = float(marginal[answer])
             marginal[answer] = -1.0
             values, places = marginal.topk(min(2, len(marginal)))

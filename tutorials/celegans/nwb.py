@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime
+import errno
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -66,7 +68,7 @@ def read_nwb(path: str | Path, *, need_positions: bool = True) -> tuple[Tensor, 
     path = Path(path)
     pynwb = _pynwb()
     if not path.exists():
-        raise FileNotFoundError(path)
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
     try:
         io = pynwb.NWBHDF5IO(str(path), "r", load_namespaces=True)
     except (OSError, TypeError, ValueError, KeyError) as error:
@@ -149,7 +151,7 @@ def _word(label: Any) -> str:
 
 
 def _positions(path: Path, table: Any, regions: np.ndarray) -> np.ndarray:
-    hint = "; or give the places as a CSV (positions=...)"
+    hint = "; or give the places as a CSV (--positions, positions=...)"
     if "voxel_mask" in table.colnames:
         voxels = np.array([_center(table["voxel_mask"][int(i)]) for i in regions])
         places: np.ndarray = voxels * _spacing(path, table, hint)

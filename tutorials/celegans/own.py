@@ -8,6 +8,8 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
+import tempfile
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,7 +19,7 @@ from tutorials.celegans import gumbel_sinkhorn
 from tutorials.celegans.__main__ import METHODS, set_threads
 from tutorials.celegans.atlas import Atlas, read_atlas
 from tutorials.celegans.connectome import Connectome, load_connectome
-from tutorials.celegans.html_report import write_report
+from tutorials.celegans.html_report import confident, write_report
 from tutorials.celegans.identities import identity_table, write_identities
 from tutorials.celegans.preparation import to_worms
 from tutorials.celegans.recalibration import recalibrated, simulated_reliability
@@ -48,16 +50,22 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("recordings", type=Path, nargs="+", metavar="RECORDING", help=".csv, .npz or .nwb, one a worm")
     parser.add_argument("--positions", nargs="+", metavar="CSV", help="columns label,x,y,z; one a recording, - for none")
-    parser.add_argument("--drop", nargs="+", default=[], metavar="LABEL", help="neurons to leave out, where they occur")
+    parser.add_argument("--drop", nargs="+", default=[], metavar="LABEL", help="columns to leave out, where they occur")
     parser.add_argument("--atlas", type=Path, metavar="CSV", help="your atlas; the connectome's own places if not given")
     parser.add_argument("--spread", type=float, default=10.0, help="micrometres that worms differ by, without --atlas")
+    parser.add_argument(
+        "--mirrored",
+        choices=["yes", "no", "unknown"],
+        default="unknown",
+        help="whether the positions are a mirror image of the atlas, which decides between left and right",
+    )
     parser.add_argument("--eta", type=float, help="candidates lie nearer than this along the body (length 1)")
     parser.add_argument("--max-candidates", type=int, help="only so many identities, the densest by place and colour")
     parser.add_argument("--neurons", nargs="+", metavar="NAME", help="keep only these of the connectome")
     parser.add_argument("--graph", choices=["directed", "symmetric", "chemical"], default="directed", help="connections")
     parser.add_argument("--sigma", type=float, default=1.0, help="noise of the standardized traces")
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=["gumbel-sinkhorn"], help="which to run")
-    parser.add_argument("--budget", type=float, default=120.0, help="seconds for each method")
+    parser.add_argument("--budget", type=float, default=300.0, help="seconds for each method")
     parser.add_argument(
         "--simulations", type=int, default=0, help="fits of simulated worms that correct the probabilities, a budget each"
     )
@@ -74,7 +82,7 @@ def read_all(args: argparse.Namespace) -> list[Recording]:
     if len(places) != len(args.recordings):
         raise ValueError(f"--positions: {len(places)} for {len(args.recordings)} recordings, expected one each, - for none")
     recordings = [
-        read_recording(path, positions=None if place == "-" else place)
+        read_recording(path, positions=None if place == "-" else place, drop=args.drop)
         for path, place in zip(args.recordings, places, strict=True)
     ]
     names = [recording.name for recording in recordings]
@@ -83,9 +91,23 @@ def read_all(args: argparse.Namespace) -> list[Recording]:
         for path, recording in zip(args.recordings, recordings, strict=True)
     ]
     for label in args.drop:
-        if not any(label in recording.labels for recording in recordings):
+        if not any(label in recording.dropped for recording in recordings):
             raise ValueError(f"--drop: no recording has the label {label!r}")
-    return [recording.without([x for x in args.drop if x in recording.labels]) for recording in recordings]
+    return recordings
+
+
+def make_folder(path: Path) -> None:
+    """Make the folder for the results, and see that a file can be written into it, before hours of inference.
+
+    Raises:
+        ValueError: If not.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise ValueError(f"--out: nothing can be written into the folder {path} ({error.strerror})") from None
 
 
 def network(args: argparse.Namespace, recordings: Sequence[Recording]) -> tuple[Connectome, Atlas | None]:
@@ -93,11 +115,16 @@ def network(args: argparse.Namespace, recordings: Sequence[Recording]) -> tuple[
     connectome = load_connectome(args.graph)
     if args.neurons is not None:
         connectome = connectome.subset(args.neurons)
-    placed = all(recording.positions is not None for recording in recordings)
+    placed = any(recording.positions is not None for recording in recordings)
     atlas = Atlas.from_connectome(connectome, args.spread) if placed else None
     if args.atlas is not None:
         atlas = read_atlas(args.atlas)
         shared = [name for name in connectome.names if name in atlas.names]
+        if not shared:
+            raise ValueError(
+                f"{args.atlas.name} has none of the connectome's neurons ({', '.join(connectome.names[:3])}, ...), its own "
+                f"are {', '.join(atlas.names[:3])}, ..."
+            )
         if len(shared) < len(connectome):
             print(
                 f"{args.atlas.name} has {len(shared)} of the connectome's {len(connectome)} neurons; the others are left out"
@@ -113,12 +140,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         set_threads(args.threads)
         if args.simulations < 0:
-            raise ValueError(f"--simulations: expected an integer of at least 0, got {args.simulations}")
+            raise ValueError(f"--simulations {args.simulations}: expected an integer of at least 0")
+        if not 0 <= args.seed < 2**32:
+            raise ValueError(f"--seed {args.seed}: expected an integer within [0, {2**32 - 1}]")
+        make_folder(args.out)
         recordings = read_all(args)
         connectome, atlas = network(args, recordings)
-        worms = to_worms(
-            recordings, connectome, atlas=atlas, eta=args.eta, max_candidates=args.max_candidates, sigma=args.sigma
-        )
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", UserWarning)
+            worms = to_worms(
+                recordings,
+                connectome,
+                atlas=atlas,
+                eta=args.eta,
+                max_candidates=args.max_candidates,
+                sigma=args.sigma,
+                mirrored={"yes": True, "no": False, "unknown": None}[args.mirrored],
+            )
+        notes = [f"{r.name}: left out {', '.join(x or repr(x) for x in r.dropped)}" for r in recordings if r.dropped]
+        if atlas is not None:
+            notes += [f"{r.name} has no positions: activity alone tells" for r in recordings if r.positions is None]
+        notes += [str(warning.message) for warning in caught]
+        for note in notes:
+            print(f"note: {note}")
         unknown = worms.observed & ~worms.known
         candidates = worms.allowed.sum(-1).double()[unknown]
         mean = float(candidates.mean()) if len(candidates) else 0.0
@@ -126,7 +170,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"{len(recordings)} recordings, {int(worms.observed.sum())} neurons, {int(worms.known.sum())} given, "
             f"{mean:.1f} candidates for each of the others, of {len(connectome)} identities"
         )
-        args.out.mkdir(parents=True, exist_ok=True)
         for name in args.methods:
             title, fit = METHODS[name]
             options = {"budget": args.budget, "progress": not args.quiet}
@@ -140,17 +183,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             settings = {"method": title, "seconds": f"{result.seconds:.0f}", "seed": args.seed, "sigma": args.sigma}
             settings["atlas"] = args.atlas or ("places of the connectome" if atlas else "none")
             settings["eta"] = args.eta or "none"
+<<<<<<< HEAD
             settings["probabilities"] = (
                 f"corrected by {args.simulations} fits of simulated worms"
                 if args.simulations
                 else "as the method gives them"
             )
+=======
+            settings["mirrored"] = args.mirrored
             settings["candidates"] = f"{mean:.1f} for each neuron that was not given"
+            settings |= {f"note {number}": note for number, note in enumerate(notes, 1)}
             write_report(args.out / f"report-{name}.html", rows, recordings, connectome, settings=settings)
-            sure = sum(row.probability >= 0.95 for row in rows if not row.known)
-            print(
-                f"{title}: {sure} of {int(unknown.sum())} named with .95 or more; identities-{name}.csv, report-{name}.html"
-            )
+            print(f"{title}: {confident(rows)}; identities-{name}.csv, report-{name}.html")
     except (ValueError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

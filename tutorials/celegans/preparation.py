@@ -12,13 +12,17 @@ from torch import Tensor
 
 from pyro_gs.ops.support import find_support, hall_violator
 from tutorials.celegans.atlas import Atlas
-from tutorials.celegans.connectome import Connectome
+from tutorials.celegans.connectome import Connectome, normalize_name
+from tutorials.celegans.doubts import warn_of_doubts
 from tutorials.celegans.identification import match_allowed
 from tutorials.celegans.recordings import Recording
-from tutorials.celegans.registration import position_logits, register
+from tutorials.celegans.registration import Registration, position_logits, register
 from tutorials.celegans.worms import Worms, reveal
 
 __all__ = ["standardize", "to_worms"]
+
+MONOTONE = 10
+"""Time steps from which a column that only rises is taken for one of times."""
 
 
 def standardize(recording: Recording) -> tuple[Tensor, Tensor]:
@@ -36,21 +40,27 @@ def standardize(recording: Recording) -> tuple[Tensor, Tensor]:
         The traces, shape (T + 1, m), and their persistence, shape (m,), both float64.
 
     Raises:
-        ValueError: If a trace is constant, or a straight function of its own past; the message names the neuron.
+        ValueError: If a trace is constant, or a straight function of its own past, or only rises, as times do; the message
+            names the neuron.
     """
-    centered = recording.traces - recording.traces.mean(0)
-    before = recording.traces[:-1] - recording.traces[:-1].mean(0)
-    after = recording.traces[1:] - recording.traces[1:].mean(0)
-    slope = (before * after).sum(0) / before.square().sum(0).clamp(min=torch.finfo(torch.float64).tiny)
-    scale = (after - slope * before).square().mean(0).sqrt()
-    flat = ~(scale > 1e-9 * recording.traces.abs().amax(0))
-    if flat.any():
-        names = [label for label, bad in zip(recording.labels, flat.tolist(), strict=True) if bad]
+    rising = (recording.traces.diff(dim=0) > 0).all(0)
+    if rising.any() and len(recording.traces) >= MONOTONE:
         raise ValueError(
-            f"recording {recording.name!r}: the traces of {_listed(names)} have no noise (constant, or {len(centered)} time "
-            "steps are too few), expected some; leave them out with without(labels)"
+            f"recording {recording.name!r}: the column {_listed(_chosen(recording.labels, rising))} rises at every time "
+            f"step, as times or an index do, expected traces of neurons; {_LEAVE_OUT}"
         )
-    return centered / scale, slope
+    tiny = torch.finfo(torch.float64).tiny
+    traces = recording.traces / recording.traces.abs().amax(0).clamp(min=tiny)  # squares of any unit then stay finite
+    before, after = traces[:-1] - traces[:-1].mean(0), traces[1:] - traces[1:].mean(0)
+    slope = (before * after).sum(0) / before.square().sum(0).clamp(min=tiny)
+    scale = (after - slope * before).square().mean(0).sqrt()
+    flat = ~(scale > 1e-9)
+    if flat.any():
+        raise ValueError(
+            f"recording {recording.name!r}: the traces of {_listed(_chosen(recording.labels, flat))} have no noise "
+            f"(constant, or {len(traces)} time steps are too few), expected some; {_LEAVE_OUT}"
+        )
+    return (traces - traces.mean(0)) / scale, slope
 
 
 def to_worms(
@@ -62,6 +72,7 @@ def to_worms(
     max_candidates: int | None = None,
     sigma: float = 1.0,
     weight_scale: float | None = None,
+    mirrored: bool | None = None,
 ) -> Worms:
     """Make recordings of different sizes and lengths ready for inference.
 
@@ -74,17 +85,23 @@ def to_worms(
     Args:
         recordings: One or more.
         connectome: The n neurons; each recording shows as many or fewer.
-        atlas: Of places, and colours if wanted; has to have all neurons of the connectome, and may have more. All
-            recordings then need positions.
+        atlas: Of places, and colours if wanted; has to have all neurons of the connectome, and may have more. At least one
+            recording then needs positions; nothing is known of the places in one that has none.
         eta: Only identities nearer than this along the body are candidates, as a share of the extent of the connectome's
-            neurons in the atlas (in ``Atlas.from_connectome(connectome)`` if there is none). Needs positions.
+            neurons in the atlas (in ``Atlas.from_connectome(connectome)`` if there is none). All recordings then need
+            positions.
         max_candidates: Only so many, the densest by place and colour, are candidates of a neuron; beside them, its
             identity in the best matching of all. Needs an atlas.
         sigma: Standard deviation of the noise, in units of the standardized traces.
         weight_scale: Prior standard deviation of the weights, ``1 / (2 sqrt(mean in-degree))`` by default.
+        mirrored: Whether the frame of the positions, of all recordings, is a mirror image of the atlas's; None where that is
+            not known, and has to be found out from the places.
 
     Returns:
         The worms, in the order given, without truth.
+
+    Warns:
+        UserWarning: If the way a worm lies on the atlas is in doubt, see :func:`~tutorials.celegans.doubts.warn_of_doubts`.
 
     Raises:
         ValueError: If a label names no neuron of the connectome, a worm shows more neurons than there are, positions or
@@ -107,10 +124,15 @@ def to_worms(
     if atlas is None and eta is not None:
         used = Atlas.from_connectome(connectome)
     columns = None if used is None else _columns(used, connectome)
-    for recording in recordings:
-        if used is not None and recording.positions is None:
-            wish = f"eta={eta}" if atlas is None else "an atlas"
-            raise ValueError(f"recording {recording.name!r} has no positions, which {wish} needs; give positions=...")
+    placeless = [recording.name for recording in recordings if recording.positions is None]
+    if placeless and eta is not None:
+        raise ValueError(
+            f"recording {placeless[0]!r} has no positions, which eta={eta} needs; give --positions, positions=..."
+        )
+    if atlas is not None and len(placeless) == len(recordings):
+        raise ValueError(
+            f"recording {placeless[0]!r} has no positions, which an atlas needs; give --positions, positions=..."
+        )
     if weight_scale is None:
         weight_scale = 0.5 / math.sqrt(max(float(connectome.adjacency.sum()) / n, 1.0))
 
@@ -127,11 +149,12 @@ def to_worms(
         rows = torch.tensor([row for row, place in enumerate(identities[j]) if place is not None], dtype=torch.long)
         known[j, rows] = True
         identity[j, rows] = torch.tensor([place for place in identities[j] if place is not None], dtype=torch.long)
-        if used is not None and columns is not None:
-            prior = _prior(recording, used, columns, eta)
+        if used is not None and columns is not None and recording.positions is not None:
+            prior = _prior(recording, used, columns, eta, mirrored)
             allowed[j, :m] = prior.near
             if atlas is not None:
                 logits[j, :m] = prior.logits
+                warn_of_doubts(recording, atlas, prior.registration)
     allowed = reveal(allowed, known, identity)
     for j, recording in enumerate(recordings):
         _check_matching(allowed[j], recording, connectome)
@@ -143,6 +166,13 @@ def to_worms(
     return Worms(traces, allowed, known, None, sigma, weight_scale, **fields)
 
 
+_LEAVE_OUT = "to leave labels out: --drop, drop=... or without(labels)"
+
+
+def _chosen(labels: Sequence[str], mask: Tensor) -> list[str]:
+    return [label or "''" for label, chosen in zip(labels, mask.tolist(), strict=True) if chosen]
+
+
 def _listed(names: Sequence[str], most: int = 6) -> str:
     shown = ", ".join(names[:most])
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
@@ -152,16 +182,23 @@ def _identities(recording: Recording, connectome: Connectome) -> list[int | None
     """The place of each known neuron in the connectome."""
     m, n = len(recording.labels), len(connectome)
     if m > n:
-        raise ValueError(f"recording {recording.name!r} has {m} neurons, expected at most the {n} of the connectome")
+        raise ValueError(
+            f"recording {recording.name!r} has {m} neurons, expected at most the {n} of the connectome; a row is a time "
+            f"step, a column a neuron; {_LEAVE_OUT}"
+        )
     places = {name: i for i, name in enumerate(connectome.names)}
-    for label, name in zip(recording.labels, recording.identities, strict=True):
-        if name is not None and name not in places:
-            close = difflib.get_close_matches(name, connectome.names, n=3, cutoff=0.5)
-            raise ValueError(
-                f"recording {recording.name!r}: the label {label!r} matches no neuron of the connectome, close ones: "
-                f"{', '.join(close) or 'none'}; expected a name, or a label that starts with '?' for an unknown neuron; "
-                "a neuron that the connectome lacks has to be left out with without(labels)"
-            )
+    wrong = [
+        label
+        for label, name in zip(recording.labels, recording.identities, strict=True)
+        if name is not None and name not in places
+    ]
+    if wrong:
+        close = difflib.get_close_matches(normalize_name(wrong[0]), connectome.names, n=3, cutoff=0.5)
+        raise ValueError(
+            f"recording {recording.name!r}: {', '.join(map(repr, wrong))} ({len(wrong)} in all): no neuron of the "
+            f"connectome, close to the first: {', '.join(close) or 'none'}; expected a name, or a label that starts with "
+            f"'?' for an unknown neuron; {_LEAVE_OUT}"
+        )
     return [None if name is None else places[name] for name in recording.identities]
 
 
@@ -178,20 +215,21 @@ def _columns(atlas: Atlas, connectome: Connectome) -> Tensor:
 
 
 class _Prior(NamedTuple):
-    """What a worm's places and colours say: both (m, n)."""
+    """What a worm's places and colours say: both (m, n); and the map behind it."""
 
     logits: Tensor
     near: Tensor
+    registration: Registration
 
 
-def _prior(recording: Recording, atlas: Atlas, columns: Tensor, eta: float | None) -> _Prior:
-    registration = register(recording, atlas)
+def _prior(recording: Recording, atlas: Atlas, columns: Tensor, eta: float | None, mirrored: bool | None) -> _Prior:
+    registration = register(recording, atlas, mirrored=mirrored)
     logits = position_logits(registration, atlas)[:, columns]
     if eta is None:
-        return _Prior(logits, torch.ones_like(logits, dtype=torch.bool))
+        return _Prior(logits, torch.ones_like(logits, dtype=torch.bool), registration)
     body = (atlas.means @ atlas.axis)[columns]
     distance = ((registration.positions @ atlas.axis).unsqueeze(1) - body).abs()
-    return _Prior(logits, distance < eta * (body.max() - body.min()))
+    return _Prior(logits, distance < eta * (body.max() - body.min()), registration)
 
 
 def _densest(logits: Tensor, allowed: Tensor, m: int, most: int) -> Tensor:

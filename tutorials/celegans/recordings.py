@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 import difflib
-import math
 import re
 import zipfile
-from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +14,9 @@ import torch
 from torch import Tensor
 
 from tutorials.celegans.connectome import normalize_name
+from tutorials.celegans.csv_table import read_table, refuse_repeated, table_number
 
-__all__ = ["Recording", "known_identity", "read_recording", "read_table", "table_number"]
+__all__ = ["Recording", "known_identity", "read_recording"]
 
 _UNNAMED = re.compile(r"|\?.*|.*\?|[0-9]+|nan", re.IGNORECASE)
 
@@ -42,7 +40,8 @@ def known_identity(label: str) -> str | None:
 
 
 def _close(word: str, words: Iterable[str]) -> str:
-    return ", ".join(difflib.get_close_matches(word, sorted(words), n=3, cutoff=0.5)) or "none"
+    upper = {other.upper(): other for other in sorted(words)}
+    return ", ".join(upper[match] for match in difflib.get_close_matches(word.upper(), upper, n=3, cutoff=0.5)) or "none"
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +56,7 @@ class Recording:
         positions: Shape (m, 3), float64: places in micrometres, in any frame; or None.
         colors: Shape (m, c), float64: intensity in each colour channel; or None.
         channels: The c channels by name, or None.
+        dropped: Labels that the file has and that were left out.
     """
 
     name: str
@@ -66,6 +66,7 @@ class Recording:
     positions: Tensor | None = None
     colors: Tensor | None = None
     channels: tuple[str, ...] | None = None
+    dropped: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Check that the fields are usable and fit one another."""
@@ -80,7 +81,7 @@ class Recording:
         for field, values in (("labels", self.labels), ("identities", self.identities)):
             if len(values) != m:
                 raise ValueError(f"{self.name}: {len(values)} {field} for {m} traces, expected one for each")
-            _refuse_repeated(self.name, [value for value in values if value is not None])
+            refuse_repeated(self.name, [value for value in values if value is not None])
         bad = (~self.traces.isfinite()).nonzero()
         if len(bad):
             step, neuron = bad[0].tolist()
@@ -132,17 +133,16 @@ class Recording:
             None if self.positions is None else self.positions[keep],
             None if self.colors is None else self.colors[keep],
             self.channels,
+            (*self.dropped, *labels),
         )
 
 
-def _refuse_repeated(where: str, names: Iterable[str]) -> None:
-    repeated = sorted(name for name, count in Counter(names).items() if count > 1)
-    if repeated:
-        raise ValueError(f"{where}: {', '.join(repeated)} given more than once, expected each name once")
-
-
 def read_recording(
-    path: str | Path, *, positions: str | Path | None = None, known_names: Sequence[str] | None = None
+    path: str | Path,
+    *,
+    positions: str | Path | None = None,
+    known_names: Sequence[str] | None = None,
+    drop: Collection[str] = (),
 ) -> Recording:
     """Read one recording, of a kind told by the ending of its name.
 
@@ -159,6 +159,8 @@ def read_recording(
         positions: A second CSV with the columns ``label``, ``x``, ``y``, ``z`` (micrometres) and, if wanted, one for
             each colour channel; a row for each trace. Replaces the places and colours of the first file.
         known_names: The labels to trust. None trusts all that are names; the others become unknown.
+        drop: Labels that are not read, such as those of a column of times or of a trace with gaps. A label that the
+            files do not have is passed over.
 
     Returns:
         The recording, named after the file.
@@ -172,18 +174,22 @@ def read_recording(
     colors: Tensor | None = None
     channels: tuple[str, ...] | None = None
     places: Tensor | None = None
-    if path.suffix == ".csv":
-        labels, rows = read_table(path)
-        values = [[table_number(path, line, *cell) for cell in zip(labels, row, strict=True)] for line, row in rows]
-        traces = torch.tensor(values, dtype=torch.float64).reshape(len(rows), len(labels))
-    elif path.suffix == ".npz":
+    dropped: list[str] = []
+    kind = path.suffix.lower()
+    if kind == ".csv":
+        traces, labels, dropped = _read_traces(path, drop)
+    elif kind == ".npz":
         traces, labels, places, colors, channels = _read_npz(path)
-    elif path.suffix == ".nwb":
+    elif kind == ".nwb":
         from tutorials.celegans.nwb import read_nwb
 
         traces, labels, places = read_nwb(path, need_positions=positions is None)
     else:
         raise ValueError(f"path={str(path)!r}: expected a name that ends with .csv, .npz or .nwb")
+    keep = [m for m, label in enumerate(labels) if label not in drop]
+    dropped += [label for label in labels if label in drop]
+    labels, traces = [labels[m] for m in keep], traces[:, keep]
+    places, colors = (None if values is None else values[keep] for values in (places, colors))
     identities = [known_identity(label) for label in labels]
     if known_names is not None:
         trusted = {normalize_name(name) for name in known_names}
@@ -192,55 +198,27 @@ def read_recording(
             raise ValueError(f"known_names: {name!r} is no label of {path.name}, close ones: {close}")
         identities = [identity if identity in trusted else None for identity in identities]
     if positions is not None:
-        places, colors, channels = _read_positions(Path(positions), labels)
-    return Recording(path.stem, traces, tuple(labels), tuple(identities), places, colors, channels)
+        places, colors, channels = _read_positions(Path(positions), labels, drop)
+    return Recording(path.stem, traces, tuple(labels), tuple(identities), places, colors, channels, tuple(dropped))
 
 
-def read_table(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
-    """Read a CSV with a header.
-
-    Args:
-        path: The file, in UTF-8.
-
-    Returns:
-        The columns, each once, and the other rows with their line numbers; all rows have a value a column.
-
-    Raises:
-        ValueError: If the file is empty or no such table.
-    """
+def _read_traces(path: Path, drop: Collection[str]) -> tuple[Tensor, list[str], list[str]]:
+    """Traces and labels of a CSV, without those to drop, and the labels dropped."""
+    labels, rows = read_table(path)
+    kept = [m for m, label in enumerate(labels) if label not in drop]
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file, strict=True)
-            lines = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if row]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path.name}: no CSV in UTF-8 ({error})") from None
-    if not lines:
-        raise ValueError(f"{path.name}: the file is empty, expected a header of labels and a row a time step or neuron")
-    (_, header), *rows = lines
-    if len(header) == 1 and re.search("[;\t]", header[0]):
-        raise ValueError(f"{path.name}: the header {header[0][:40]!r} has no commas, expected columns separated by commas")
-    if all(re.fullmatch(r"[-+]?\d*\.\d*(e[-+]?\d+)?", cell, re.IGNORECASE) for cell in header):
-        raise ValueError(f"{path.name}: the first row holds numbers ({header[0]}, ...), expected a header of labels")
-    _refuse_repeated(f"{path.name}: the header", [cell for cell in header if cell])
-    for line, row in rows:
-        if len(row) != len(header):
-            raise ValueError(f"{path.name}: row {line} has {len(row)} values, expected {len(header)}, one for each column")
-    return header, rows
-
-
-def table_number(path: Path, line: int, column: str, text: str) -> float:
-    """A cell of `read_table` as a finite number.
-
-    Raises:
-        ValueError: If it is none; the message names file, row and column.
-    """
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise ValueError(f"{path.name}: row {line}, column {column!r} holds {text!r}, expected a finite number")
-    return value
+        values = [[table_number(path, line, labels[m], row[m]) for m in kept] for line, row in rows]
+    except ValueError as error:
+        raise ValueError(
+            f"{error}: a row a time step, a column a neuron; interpolate gaps, or drop the column (--drop, drop=...)"
+        ) from None
+    if len(rows) < len(kept) and all(re.fullmatch(r"[0-9]+", labels[m]) for m in kept):
+        raise ValueError(
+            f"{path.name}: {len(kept)} columns without a name and {len(rows)} rows, which are neurons in rows perhaps; "
+            "expected a row a time step, a column a neuron: transpose it, or label the neurons ?1, ?2, ..."
+        )
+    dropped = [label for label in labels if label in drop]
+    return torch.tensor(values, dtype=torch.float64), [labels[m] for m in kept], dropped
 
 
 def _read_npz(path: Path) -> tuple[Tensor, list[str], Tensor | None, Tensor | None, tuple[str, ...] | None]:
@@ -249,7 +227,10 @@ def _read_npz(path: Path) -> tuple[Tensor, list[str], Tensor | None, Tensor | No
             with np.lib.npyio.NpzFile(handle, allow_pickle=False) as file:
                 arrays = {key: np.asarray(file[key]) for key in file.files}
         except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
-            raise ValueError(f"{path.name}: no readable .npz of plain arrays, cut off perhaps ({error})") from None
+            raise ValueError(
+                f"{path.name}: no readable .npz of plain arrays, cut off perhaps ({error}); labels have to be text, "
+                "np.array(labels, dtype=str)"
+            ) from None
     for key in ("traces", "labels"):
         if key not in arrays:
             raise ValueError(f"{path.name}: no array {key!r}, only {sorted(arrays)}; expected 'traces' and 'labels'")
@@ -259,14 +240,31 @@ def _read_npz(path: Path) -> tuple[Tensor, list[str], Tensor | None, Tensor | No
             if arrays[key].dtype.kind not in "fiu":
                 raise ValueError(f"{path.name}: {key!r} has dtype {arrays[key].dtype}, expected numbers")
             numbers[key] = torch.from_numpy(arrays[key].astype(np.float64))
-    if arrays["labels"].ndim != 1:
-        raise ValueError(f"{path.name}: 'labels' has shape {arrays['labels'].shape}, expected one label a column of traces")
-    labels = [str(label).strip() for label in arrays["labels"]]
-    channels = tuple(str(channel) for channel in arrays["channels"]) if "channels" in arrays else None
-    return numbers["traces"], labels, numbers.get("positions"), numbers.get("colors"), channels
+    texts = {}
+    for key in ("labels", "channels"):
+        if key in arrays:
+            if arrays[key].ndim != 1:
+                raise ValueError(f"{path.name}: {key!r} has shape {arrays[key].shape}, expected one dimension")
+            text = np.char.decode(arrays[key], "utf-8") if arrays[key].dtype.kind == "S" else arrays[key]
+            texts[key] = [str(word).strip() for word in text]
+    m = len(texts["labels"])
+    for key, expected, fits in (
+        ("traces", f"(time steps, {m})", lambda shape: len(shape) == 2 and shape[1] == m),
+        ("positions", f"({m}, 3)", lambda shape: shape == (m, 3)),
+        ("colors", f"({m}, channels)", lambda shape: len(shape) == 2 and shape[0] == m),
+    ):
+        if key in numbers and not fits(tuple(numbers[key].shape)):
+            raise ValueError(
+                f"{path.name}: {key!r} has shape {tuple(numbers[key].shape)}, expected {expected} for {m} labels; "
+                "transpose it if it is turned round"
+            )
+    channels = tuple(texts["channels"]) if "channels" in texts else None
+    return numbers["traces"], texts["labels"], numbers.get("positions"), numbers.get("colors"), channels
 
 
-def _read_positions(path: Path, labels: Sequence[str]) -> tuple[Tensor, Tensor | None, tuple[str, ...] | None]:
+def _read_positions(
+    path: Path, labels: Sequence[str], drop: Collection[str]
+) -> tuple[Tensor, Tensor | None, tuple[str, ...] | None]:
     header, rows = read_table(path)
     missing = [column for column in ("label", "x", "y", "z") if column not in header]
     if missing:
@@ -275,16 +273,21 @@ def _read_positions(path: Path, labels: Sequence[str]) -> tuple[Tensor, Tensor |
     found: dict[str, list[float]] = {}
     for line, row in rows:
         cells = dict(zip(header, row, strict=True))
+        if cells["label"] in drop:
+            continue
         if cells["label"] in found:
             raise ValueError(f"{path.name}: row {line} gives {cells['label']!r} a second time, expected each label once")
         if cells["label"] not in labels:
             raise ValueError(
                 f"{path.name}: row {line} places {cells['label']!r}, which has no trace, close labels: "
-                f"{_close(cells['label'], labels)}"
+                f"{_close(cells['label'], labels)}; spell it as there, or drop it (--drop, drop=...)"
             )
         found[cells["label"]] = [table_number(path, line, column, cells[column]) for column in columns]
     absent = [label for label in labels if label not in found]
     if absent:
-        raise ValueError(f"{path.name}: no row for {', '.join(absent[:5])} ({len(absent)} in all), expected one a trace")
+        raise ValueError(
+            f"{path.name}: no row for {', '.join(absent[:5])} ({len(absent)} in all), expected one a trace; add it, or drop "
+            "the trace (--drop, drop=...)"
+        )
     table = torch.tensor([found[label] for label in labels], dtype=torch.float64)
     return table[:, :3], (table[:, 3:] if len(columns) > 3 else None), (tuple(columns[3:]) or None)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,13 +19,14 @@ from pyro_gs.ops.sinkhorn import sinkhorn
 from tutorials.celegans.atlas import Atlas, principal_axes
 from tutorials.celegans.recordings import Recording
 
-__all__ = ["Registration", "position_logits", "register"]
+__all__ = ["Registration", "anchors", "position_logits", "register"]
 
 ANGLES = 16
 """Rotations about the body axis that the search starts from."""
 
-STARTS = 6
-"""Starting maps of one scale and shift that are refined to a similarity; similarities that are refined to an affine map."""
+STARTS = 3
+"""Starting maps of one handedness, scale and shift that are refined to a similarity; similarities of one handedness that are
+refined to an affine map."""
 
 BLUR = (16.0, 8.0, 4.0, 2.0)
 """Standard deviation, in micrometres, that is added to the atlas in the rounds of the similarity map."""
@@ -55,6 +57,8 @@ class Registration:
         positions: Shape (m, 3), float64: the worm's neurons in the frame of the atlas.
         colors: Shape (m, c), float64: their colours on the scale of the atlas; None where worm or atlas has none.
         log_density: Of places and colours in the frame of the worm under the best matching, in nats.
+        margin: By how much it exceeds that of the best map of the other handedness, in nats, when the two were compared;
+            infinite where only one was tried.
     """
 
     matrix: Tensor
@@ -62,6 +66,17 @@ class Registration:
     positions: Tensor
     colors: Tensor | None
     log_density: float
+    margin: float = math.inf
+
+    @property
+    def mirrored(self) -> bool:
+        """Whether the map mirrors the worm."""
+        return bool(torch.linalg.det(self.matrix) < 0)
+
+    @property
+    def scale(self) -> float:
+        """How much longer the worm is in the frame of the atlas: near 1 where both are in micrometres."""
+        return math.pow(float(torch.linalg.det(self.matrix).abs()), 1 / 3)
 
 
 def position_logits(registration: Registration, atlas: Atlas) -> Tensor:
@@ -80,7 +95,7 @@ def position_logits(registration: Registration, atlas: Atlas) -> Tensor:
     return logits
 
 
-def register(recording: Recording, atlas: Atlas) -> Registration:
+def register(recording: Recording, atlas: Atlas, *, mirrored: bool | None = None) -> Registration:
     """Find the affine map of a worm onto an atlas, and the gain and offset of each colour channel.
 
     The worm may be turned, mirrored, reversed, stretched and sheared, and show a part of the body, but has to be
@@ -88,28 +103,38 @@ def register(recording: Recording, atlas: Atlas) -> Registration:
     and from the neurons whose identity is known, which stay with it all along. The best starts are refined by turns of
     assignment and a similarity map, with the atlas blurred less and less; the best of those by turns of assignment and
     affine regression, of the worm's places on the atlas's, so that noise in the places does not shrink the map. What
-    has the highest density wins. Left and right can be told apart only as far as known neurons or the cloud of places
-    tell them.
+    has the highest density wins. The body is nearly its own mirror image, so that a worm and its mirror image fit about
+    as well; ``margin`` of the result tells how far colours, known neurons and the cloud of places tell them apart.
 
     Args:
         recording: With places. Known neurons that the atlas lacks are not used.
         atlas: In micrometres as well.
+        mirrored: Whether the recording's frame is a mirror image of the atlas's; None where that is not known.
 
     Raises:
         ValueError: If the recording has no places, or less than four, or they lie in a plane; or its colour channels are
             not those of the atlas.
     """
     search = _Search(recording, atlas)
-    similar = sorted((search.similarity(*start) for start in search.starts()), key=lambda found: -found[2])
-    hands = [
-        [(A, b) for A, b, _ in similar if (torch.linalg.det(A) > 0) == proper][: STARTS // 2] for proper in (True, False)
-    ]
-    A, b, _ = max(
-        (search.affine(*start, rounds=TRIAL_ROUNDS) for start in itertools.chain(*hands)), key=lambda found: found[2]
-    )
+    hands = (False, True) if mirrored is None else (mirrored,)
+    similar = sorted((search.similarity(*start) for start in search.starts(hands)), key=lambda found: -found[2])
+    best = []
+    for hand in hands:
+        starts = [(A, b) for A, b, _ in similar if (torch.linalg.det(A) < 0) == hand][:STARTS]
+        best.append(max((search.affine(*start, rounds=TRIAL_ROUNDS) for start in starts), key=lambda found: found[2]))
+    (A, b, value), *others = sorted(best, key=lambda found: -found[2])
+    margin = value - others[0][2] if others else math.inf
     A, b, value = search.affine(A, b, rounds=ROUNDS)
     positions = search.x @ A.mT + b
-    return Registration(A, b, positions, search.colors_at(search.match(A, b, 0.0)), value)
+    return Registration(A, b, positions, search.colors_at(search.match(A, b, 0.0)), value, margin)
+
+
+def anchors(recording: Recording, atlas: Atlas) -> tuple[Tensor, Tensor]:
+    """The known neurons that the atlas has: their places in the recording and in the atlas, both long (k,)."""
+    place = {name: i for i, name in enumerate(atlas.names)}
+    pairs = [(m, place[name]) for m, name in enumerate(recording.identities) if name in place]
+    rows, columns = torch.tensor(pairs, dtype=torch.long).reshape(-1, 2).unbind(1)
+    return rows, columns
 
 
 def _log_density(points: Tensor, means: Tensor, covariances: Tensor) -> Tensor:
@@ -129,52 +154,56 @@ class _Search:
             raise ValueError(f"recording {recording.name!r} has no positions, expected a place for each neuron")
         self.x, self.atlas = recording.positions, atlas
         extents = torch.linalg.svdvals(self.x - self.x.mean(0))
-        if len(self.x) < 4 or float(extents[2]) < 1e-6 * float(extents[0]):
+        if len(self.x) < 4 or not float(extents[2]) > 1e-6 * float(extents[0]):
             raise ValueError(
                 f"recording {recording.name!r}: {len(self.x)} places with extents {extents.tolist()}, expected at least 4 "
-                "that do not lie in a plane"
+                "that do not lie in a plane; flat places cannot be laid onto the atlas, so give all three coordinates, or "
+                "none and let known neurons and activity tell"
             )
         if len(self.x) > len(atlas.names):
             raise ValueError(
                 f"recording {recording.name!r} has {len(self.x)} neurons, expected at most the atlas's {len(atlas.names)}"
             )
-        place = {name: i for i, name in enumerate(atlas.names)}
-        anchors = [(m, place[name]) for m, name in enumerate(recording.identities) if name in place]
-        self.rows, self.columns = torch.tensor(anchors, dtype=torch.long).reshape(-1, 2).unbind(1)
+        self.rows, self.columns = anchors(recording, atlas)
         self.colors = self._check_colors(recording)
 
     def _check_colors(self, recording: Recording) -> Tensor | None:
         if recording.colors is None or self.atlas.color_means is None:
             return None
         named = recording.channels is not None and self.atlas.channels is not None
-        given, wanted = recording.colors.shape[1], self.atlas.color_means.shape[1]
-        if given != wanted or (named and recording.channels != self.atlas.channels):
+        given, wanted = recording.channels or (), self.atlas.channels or ()
+        same = sorted(given) == sorted(wanted) if named else recording.colors.shape[1] == self.atlas.color_means.shape[1]
+        if not same:
             raise ValueError(
-                f"recording {recording.name!r} has {given} colour channels {recording.channels or ''}, expected those of "
-                f"the atlas, {wanted} {self.atlas.channels or ''}, in the same order"
+                f"recording {recording.name!r} has {recording.colors.shape[1]} colour channels {given or ''}, expected "
+                f"those of the atlas, {self.atlas.color_means.shape[1]} {wanted or ''}"
             )
-        return recording.colors
+        return recording.colors[:, [given.index(channel) for channel in wanted]] if named else recording.colors
 
-    def starts(self) -> list[tuple[Tensor, Tensor]]:
-        """Maps by the known neurons, and the most promising ones of each scale and shift along the body."""
+    def starts(self, hands: Sequence[bool]) -> list[tuple[Tensor, Tensor]]:
+        """Maps by the known neurons, and the most promising ones of each handedness, scale and shift along the body."""
         x, means, axis = self.x, self.atlas.means, self.atlas.axis
         chosen = []
         if len(self.rows) >= 3:
-            chosen += [_similarity(x[self.rows], means[self.columns], mirror) for mirror in (1.0, -1.0)]
+            chosen += [_similarity(x[self.rows], means[self.columns], -1.0 if hand else 1.0) for hand in hands]
         own = principal_axes(x)
+        own[2] *= torch.linalg.det(own).sign()
         across = principal_axes(means - (means @ axis).unsqueeze(-1) * axis)[:2]
+        handed = torch.linalg.det(torch.stack([axis, *across])).sign()
         along_x, along = x @ own[0], means @ axis
         ratio = float((along.max() - along.min()) / (along_x.max() - along_x.min()))
-        rotations = []
-        for turn, direction, mirror in itertools.product(range(ANGLES), (1.0, -1.0), (1.0, -1.0)):
+        rotations: dict[bool, list[Tensor]] = {hand: [] for hand in hands}
+        for turn, direction, hand in itertools.product(range(ANGLES), (1.0, -1.0), hands):
             angle = 2 * math.pi * turn / ANGLES
             second = math.cos(angle) * across[0] + math.sin(angle) * across[1]
-            third = mirror * (math.cos(angle) * across[1] - math.sin(angle) * across[0])
-            rotations.append(direction * axis.outer(own[0]) + second.outer(own[1]) + third.outer(own[2]))
+            third = math.cos(angle) * across[1] - math.sin(angle) * across[0]
+            third = handed * direction * (-third if hand else third)
+            rotations[hand].append(direction * axis.outer(own[0]) + second.outer(own[1]) + third.outer(own[2]))
         # The worm's own size laid on either end or the middle, and stretched to the whole length.
-        for scale, shift in ((1.0, "head"), (1.0, "tail"), (1.0, "mean"), (ratio, "head"), (ratio, "mean")):
+        shifts = ((1.0, "head"), (1.0, "tail"), (1.0, "mean"), (ratio, "head"), (ratio, "mean"))
+        for (scale, shift), hand in itertools.product(shifts, hands):
             maps = []
-            for rotation in rotations:
+            for rotation in rotations[hand]:
                 moved = scale * x @ rotation.mT
                 here, offset = moved @ axis, means.mean(0) - moved.mean(0)
                 offset = offset - (offset @ axis) * axis

@@ -9,15 +9,15 @@ from tutorials.celegans.connectome import load_connectome
 
 def test_the_connectomes_own_places() -> None:
     connectome = load_connectome()
-    of = Atlas.from_connectome(connectome, scale=4.0)
+    of = Atlas.from_connectome(connectome, spread=4.0)
     assert of.names == connectome.names
     assert torch.equal(of.means, connectome.position)
     assert torch.equal(of.covariances[5], 16 * torch.eye(3, dtype=torch.float64))
     assert of.axis.tolist() == [0, 1, 0]
     # What is found by itself is nearly that.
     assert abs(float(Atlas(of.names, of.means, of.covariances).axis[1])) > 0.99
-    with pytest.raises(ValueError, match=r"scale=0\.0: expected a positive finite number"):
-        Atlas.from_connectome(connectome, scale=0.0)
+    with pytest.raises(ValueError, match=r"spread=0\.0: expected a positive finite number"):
+        Atlas.from_connectome(connectome, spread=0.0)
 
 
 HEADS = {
@@ -60,8 +60,9 @@ def test_atlas_files(tmp_path: Path) -> None:
         ("full", {"red_sd": "green_sd"}, "colour columns red, green_sd, expected each with its _sd"),
         ("sd", {"avar": "AVAL"}, r"repeated \['AVAL'\]"),
         ("sd", {"2.0": "x"}, "row 2, column 'sd' holds 'x', expected a finite number"),
-        ("sd", {"2.0": "0"}, "that of AVAL is not symmetric and positive definite"),
-        ("full", {"4,1,0,5": "4,9,0,5"}, "that of AVAL is not symmetric and positive definite"),
+        ("sd", {"2.0": "0"}, "row 2, column 'sd' holds 0.0, expected a positive number"),
+        ("sd", {"2.0": "-2"}, "row 2, column 'sd' holds -2.0, expected a positive number"),
+        ("full", {"4,1,0,5": "4,9,0,5"}, r"a\.csv: covariances: that of AVAL is not symmetric and positive definite"),
     ],
 )
 def test_bad_atlas_files(tmp_path: Path, kind: str, replace: dict[str, str], message: str) -> None:

@@ -14,7 +14,7 @@ import torch
 from tutorials.celegans.connectome import Connectome, load_connectome
 from tutorials.celegans.html_report import write_report
 from tutorials.celegans.identification import Identification
-from tutorials.celegans.identities import Identity, identity_table, write_identities
+from tutorials.celegans.identities import Identity, best_matching, identity_table, write_identities
 from tutorials.celegans.portrait import CONFIDENCE, PANEL, confidence, draw_worm
 from tutorials.celegans.preparation import to_worms
 from tutorials.celegans.recordings import Recording, known_identity
@@ -52,10 +52,24 @@ def test_the_table_lists_the_neurons_that_were_seen() -> None:
     assert rows[:3] == [
         Identity("worm", "?1", a, 0.6, c, 0.3, d, 0.1, False),
         Identity("worm", b, b, 1.0, "", 0.0, "", 0.0, True),
-        Identity("worm", "?3", c, 0.4, d, 0.6, "", 0.0, False),  # the matching may go against a marginal
+        Identity("worm", "?3", d, 0.6, c, 0.4, "", 0.0, False),
     ]
     assert [row.identity for row in rows[3:]] == [e, d, c, b, a]
     assert len(rows) == 8
+
+
+def test_the_answer_has_the_most_right_names_that_can_be_expected() -> None:
+    """Two neurons want one name; a third is not where the mode has it; rows that show no neuron do not count."""
+    result, worms, recordings, network = answer()
+    a, _, c, d, _ = network.names
+    marginals = result.marginals.clone()
+    marginals[0, 0] = torch.tensor([0.1, 0, 0.3, 0.6, 0])
+    marginals[0, 2] = torch.tensor([0, 0, 0.1, 0.9, 0])
+    rows = identity_table(dataclasses.replace(result, marginals=marginals), worms, recordings, network)
+    assert rows[0] == Identity("worm", "?1", c, pytest.approx(0.3), d, pytest.approx(0.6), a, pytest.approx(0.1), False)  # type: ignore[arg-type]
+    assert rows[2].identity == d
+    even = dataclasses.replace(result, marginals=torch.full_like(marginals, 0.2))
+    assert best_matching(even, worms)[1].tolist() == result.index[1].tolist()
 
 
 def test_the_table_as_a_file(tmp_path: Path) -> None:

@@ -134,6 +134,38 @@ def test_an_atlas_file_of_fewer_neurons(example: Example, tmp_path: Path, capsys
     assert "of 36 identities" in printed
 
 
+def test_what_is_not_used_is_told(example: Example, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A worm with places beside one without, a column dropped, and a column of places that the atlas does not have."""
+    sizes = tmp_path / "sizes.csv"
+    header, *lines = example.positions[0].read_text().splitlines()
+    sizes.write_text("\n".join([f"{header},size", *(f"{line},1" for line in lines)]))
+    label = next(label for label in example.recordings[0].labels if label.startswith("?"))
+    files = [*map(str, example.traces), "--positions", str(sizes), "-", "--drop", label, "--mirrored", "no"]
+    options = ["--neurons", *network().names, "--methods", "map", "--budget", "0.2", "--quiet", "--out", str(tmp_path)]
+    assert own.main([*files, *options]) == 0
+    printed, page = capsys.readouterr().out, (tmp_path / "report-map.html").read_text()
+    for note in (
+        f"worm1: left out {label}",
+        "worm2 has no positions: activity alone tells",
+        "worm1: size: not used, since the atlas has no colours",
+    ):
+        assert f"note: {note}" in printed
+        assert note in page
+    certain = "named without doubt, by probabilities of 0 and 1 that tell nothing"
+    others = sum(name is None for worm in example.recordings for name in worm.identities) - 1  # one is dropped
+    assert f"MAP (FAQ): {others} {certain}" in printed
+    assert certain in page
+    assert "expected to be right" not in page
+
+
+def test_an_atlas_of_other_names(example: Example, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "atlas.csv"
+    path.write_text("\n".join(["name,x,y,z,sd", *(f"cell{i},{i},{i * i},{-i},1" for i in range(5))]))
+    files = [str(example.traces[0]), "--positions", str(example.positions[0]), "--atlas", str(path)]
+    assert own.main([*files, "--out", str(tmp_path)]) == 2
+    assert "atlas.csv has none of the connectome's neurons" in capsys.readouterr().err
+
+
 def test_recordings_of_one_name_and_neurons_to_drop(example: Example, tmp_path: Path) -> None:
     copies = []
     for folder in ("a", "b"):
@@ -158,12 +190,18 @@ def test_recordings_of_one_name_and_neurons_to_drop(example: Example, tmp_path: 
         (["--atlas", "none.csv"], "none.csv"),
         (["--budget", "0"], "budget=0.0: expected a positive"),
         (["--threads", "0"], "threads=0"),
+        (["--threads", "1000000"], "threads=1000000: expected an integer within"),
+        (["--seed", "-1"], "--seed -1: expected an integer within"),
+        (["--positions", "{positions}", "--spread", "0"], "spread=0.0: expected a positive"),
         (["--sigma", "-1"], "sigma=-1.0"),
+        (["--out", str(README)], "--out: nothing can be written into the folder"),
+        (["--out", str(README / "deeper")], "--out: nothing can be written into the folder"),
     ],
 )
 def test_the_command_refuses(
     example: Example, tmp_path: Path, options: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    options = [option.format(positions=example.positions[0]) for option in options]
     assert own.main([str(example.traces[0]), "--quiet", "--out", str(tmp_path), *options]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")

@@ -2,32 +2,12 @@ import dataclasses
 
 import pytest
 import torch
+from placed import network, placed, recording
 
 from tutorials.celegans.atlas import Atlas
-from tutorials.celegans.connectome import Connectome, load_connectome
+from tutorials.celegans.connectome import load_connectome
 from tutorials.celegans.preparation import standardize, to_worms
-from tutorials.celegans.recordings import Recording, known_identity
 from tutorials.celegans.registration import position_logits, register
-
-
-def network(n: int = 20) -> Connectome:
-    """The first neurons of the real table, so that places are real."""
-    return load_connectome().thin(n, torch.Generator().manual_seed(0))
-
-
-def recording(
-    labels: list[str], *, steps: int = 30, seed: int = 0, places: torch.Tensor | None = None, name: str = "worm"
-) -> Recording:
-    generator = torch.Generator().manual_seed(seed)
-    traces = 5 + 3 * torch.randn(steps, len(labels), generator=generator, dtype=torch.float64)
-    return Recording(name, traces, tuple(labels), tuple(map(known_identity, labels)), places)
-
-
-def placed(connectome: Connectome, index: list[int], *, known: int = 4, spread: float = 2.0) -> Recording:
-    """A worm that shows the neurons of an index, the first of them named, near their places."""
-    labels = [connectome.names[i] if m < known else f"?{m}" for m, i in enumerate(index)]
-    noise = torch.randn(len(index), 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    return recording(labels, places=connectome.position[index] + spread * noise)
 
 
 def test_standardized_traces_have_innovations_of_scale_one() -> None:
@@ -45,6 +25,15 @@ def test_standardized_traces_have_innovations_of_scale_one() -> None:
     # A standard deviation over 20,000 numbers has a standard error of .005.
     torch.testing.assert_close(residual.std(0), torch.ones(3, dtype=torch.float64), atol=0.02, rtol=0)
     torch.testing.assert_close(found[:, 1].std(), torch.tensor(1 / (1 - 0.81) ** 0.5).double(), atol=0.1, rtol=0)
+
+
+def test_units_do_not_matter() -> None:
+    worm = recording(["?1", "?2", "?3"])
+    scales = torch.tensor([1e-200, 1.0, 1e200], dtype=torch.float64)
+    for given, found in zip(
+        standardize(worm), standardize(dataclasses.replace(worm, traces=worm.traces * scales)), strict=True
+    ):
+        torch.testing.assert_close(found, given)
 
 
 def test_recordings_of_different_sizes_are_padded() -> None:
@@ -99,7 +88,7 @@ def test_eta_keeps_what_is_near_along_the_body() -> None:
     assert not worms.allowed[0, 35:, :10].any()
     assert worms.allowed[0, 35:, 35:].all()
     assert not worms.logits.any()
-    both = to_worms([worm], connectome, eta=0.2, atlas=Atlas.from_connectome(connectome))
+    both = to_worms([worm], connectome, eta=0.2, atlas=Atlas.from_connectome(connectome), mirrored=False)
     assert torch.equal(both.allowed, worms.allowed)
     assert both.logits.any()
 
@@ -127,8 +116,11 @@ def test_a_worm_that_shows_all_and_one_neuron_worms() -> None:
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        (["?1", "AVAX"], "recording 'worm': the label 'AVAX' matches no neuron of the connectome, close ones: .*AVA[LR]"),
-        (["time", "?1"], "the label 'time' matches no neuron .* starts with '\\?' .* without\\(labels\\)"),
+        (
+            ["?1", "AVAX", "AVAL", "M3L"],
+            "recording 'worm': 'AVAX', 'M3L' \\(2 in all\\): no neuron .* close to the first: .*AVA[LR]",
+        ),
+        (["time", "?1"], "'time' .*: no neuron .* starts with '\\?' .*--drop.* without\\(labels\\)"),
         ([f"?{i}" for i in range(280)], "recording 'worm' has 280 neurons, expected at most the 279 of the connectome"),
     ],
 )
@@ -190,3 +182,24 @@ def test_bad_recordings_and_atlases() -> None:
     missing = ", ".join(connectome.names[4:])
     with pytest.raises(ValueError, match=rf"atlas: it lacks 2 of the 6 neurons \({missing}\).*connectome\.subset"):
         to_worms([worm], connectome, atlas=atlas)
+
+
+def test_worms_with_and_without_places() -> None:
+    connectome = network(20)
+    worm, bare = placed(connectome, list(range(18)), known=15), recording(["?1", connectome.names[3]], name="bare")
+    atlas = Atlas.from_connectome(connectome)
+    worms = to_worms([worm, bare], connectome, atlas=atlas, mirrored=False)
+    assert torch.equal(worms.logits[0], to_worms([worm], connectome, atlas=atlas, mirrored=False).logits[0])
+    assert not worms.logits[1].any()
+    assert worms.allowed[1, 0].sum() == 19
+    with pytest.raises(ValueError, match=r"recording 'bare' has no positions, which eta=0\.2 needs"):
+        to_worms([worm, bare], connectome, atlas=atlas, eta=0.2)
+
+
+def test_columns_that_only_rise_are_no_traces() -> None:
+    worm = recording(["?1", "", "?3"])
+    traces = worm.traces.clone()
+    traces[:, 1] = torch.rand(len(traces), generator=torch.Generator().manual_seed(0), dtype=torch.float64).cumsum(0)
+    with pytest.raises(ValueError, match=r"recording 'worm': the column '' rises at every time step.*--drop"):
+        standardize(dataclasses.replace(worm, traces=traces))
+    standardize(dataclasses.replace(worm, traces=traces[:9]))

@@ -93,6 +93,28 @@ def test_neurons_can_be_left_out() -> None:
         recording().without(["AVAX"])
 
 
+def test_what_is_dropped_is_not_looked_at(tmp_path: Path) -> None:
+    """A column of times and a trace with gaps, in either file or none."""
+    path = write(tmp_path / "worm.CSV", "time,?1,AVAL", "0:00,nan,2", "0:01,3,4")
+    places = write(tmp_path / "places.csv", "label,x,y,z", "AVAL,1,2,3", "?1,?,?,?")
+    worm = read_recording(path, positions=places, drop=["time", "?1", "absent"])
+    assert worm.labels == ("AVAL",)
+    assert worm.traces.tolist() == [[2], [4]]
+    assert worm.positions is not None
+    assert worm.positions.tolist() == [[1, 2, 3]]
+    assert worm.dropped == ("time", "?1")
+    given = recording()
+    assert given.positions is not None
+    numbers = {"traces": given.traces.clone().numpy(), "positions": given.positions.numpy()}
+    numbers["traces"][0, 0] = np.nan
+    np.savez(tmp_path / "worm.npz", labels=np.array(given.labels).astype("S"), **numbers)
+    worm = read_recording(tmp_path / "worm.npz", drop=["?1"])
+    assert worm.labels == ("AVAL", "avbl")
+    assert worm.positions is not None
+    assert torch.equal(worm.positions, given.positions[1:])
+    assert worm.without(["avbl"]).dropped == ("?1", "avbl")
+
+
 @pytest.mark.parametrize(
     ("lines", "known_names", "message"),
     [
@@ -102,10 +124,12 @@ def test_neurons_can_be_left_out() -> None:
         (["?1,?2", "1,2", "nan,1"], None, r"row 3, column '\?1' holds 'nan', expected a finite number"),
         (["?1,?2", "1,2", ",1"], None, r"row 3, column '\?1' holds '', expected"),
         (["?1,?2", "1,2"], None, "1 time steps, expected at least 2"),
-        (["?1,?2"], None, "expected float64 of shape"),
+        (["?1,?2"], None, "a header and no rows"),
         (["?1,?1", "1,2", "1,2"], None, r"the header: \?1 given more than once"),
         (["AVAL,aval", "1,2", "1,2"], None, "AVAL given more than once"),
         (["DA1,DA01", "1,2", "1,2"], None, "DA1 given more than once"),
+        ([",", "1,2", "1,2"], None, "an empty label given more than once, .* can be "),
+        (["0,1,2", "1,2,3", "1,2,4"], None, r"3 columns without a name and 2 rows.*transpose it"),
         (["?1;?2", "1;2", "1;2"], None, "has no commas"),
         (["1.5,2.5", "1,2", "1,2"], None, "the first row holds numbers"),
         (["AVAL,?2", "1,2", "1,2"], ["AVAR"], r"known_names: 'AVAR' is no label of worm\.csv, close ones: AVAL"),
@@ -135,7 +159,8 @@ def test_bad_bytes_and_bad_endings(tmp_path: Path) -> None:
     [
         (["label,x,y", "?1,1,2", "AVAL,1,2"], r"places\.csv: no column z"),
         (["label,x,y,z", "?1,1,2,3"], r"no row for AVAL \(1 in all\)"),
-        (["label,x,y,z", "?1,1,2,3", "AVAX,1,2,3"], "row 3 places 'AVAX', which has no trace, close labels: AVAL"),
+        (["label,x,y,z", "?1,1,2,3", "AVAX,1,2,3"], "row 3 places 'AVAX', which has no trace, close labels: AVAL; spell"),
+        (["label,x,y,z", "?1,1,2,3", "aval,1,2,3"], "row 3 places 'aval', which has no trace, close labels: AVAL"),
         (["label,x,y,z", "?1,1,2,3", "?1,1,2,3"], r"row 3 gives '\?1' a second time"),
         (["label,x,y,z", "?1,1,2,far", "AVAL,1,2,3"], "row 2, column 'z' holds 'far'"),
     ],
@@ -161,8 +186,17 @@ def test_bad_npz(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"the trace of '\?1' \(column 0\) is nan at time step 0 \(800 such"):
         read_recording(path)
     np.savez(path, traces=np.zeros((4, 2)), labels=np.array(["?1", "?2", "?3"]))
-    with pytest.raises(ValueError, match="3 labels for 2 traces"):
+    with pytest.raises(ValueError, match=r"'traces' has shape \(4, 2\), expected \(time steps, 3\) .* transpose it"):
         read_recording(path)
+    labels = np.array(["?1", "?2"])
+    for key, value, message in (
+        ("positions", np.zeros((3, 2)), r"'positions' has shape \(3, 2\), expected \(2, 3\)"),
+        ("colors", np.zeros(2), r"'colors' has shape \(2,\), expected \(2, channels\)"),
+        ("channels", np.array("red"), r"'channels' has shape \(\), expected one dimension"),
+    ):
+        np.savez(path, traces=np.zeros((4, 2)), labels=labels, **{key: value})
+        with pytest.raises(ValueError, match=message):
+            read_recording(path)
     for cut in (path.stat().st_size // 2, 0):
         path.write_bytes(path.read_bytes()[:cut])
         with pytest.raises(ValueError, match=r"worm\.npz: no readable \.npz of plain arrays, cut off perhaps"):

@@ -1,5 +1,6 @@
 """Registration, with an atlas that the tests simulate: worms drawn from it, distorted, with neurons missing."""
 
+import dataclasses
 import math
 
 import pytest
@@ -87,21 +88,59 @@ def test_registration_of_a_part_of_the_body() -> None:
     assert ranks(position_logits(found, of), truth[head]).double().median() <= 2
 
 
+def symmetric() -> Atlas:
+    """A cloud that is its own mirror image."""
+    half, flip = atlas(30), torch.tensor([-1.0, 1.0, 1.0], dtype=torch.float64).diag()
+    means = half.means + 8 * torch.eye(3, dtype=torch.float64)[0]
+    covariances = torch.cat([half.covariances, flip @ half.covariances @ flip])
+    return Atlas(tuple(f"N{i}" for i in range(60)), torch.cat([means, means @ flip]), covariances)
+
+
 def test_known_neurons_settle_what_the_cloud_cannot_tell() -> None:
-    """A cloud that is its own mirror image: without known neurons either hand fits as well."""
-    half = atlas(30)
-    means = torch.cat(
-        [
-            half.means + 8 * torch.eye(3, dtype=torch.float64)[0],
-            half.means * torch.tensor([-1.0, 1, 1]) - 8 * torch.eye(3)[0],
-        ]
-    )
-    of = Atlas(tuple(f"N{i}" for i in range(60)), means.double(), torch.cat([half.covariances] * 2))
+    """Without known neurons either hand fits as well."""
+    of = symmetric()
     for seed in (0, 1):
         recording, truth, own, _ = drawn(of, seen=50, known=6, seed=seed, mirror=bool(seed))
         found = register(recording, of)
         assert (found.positions - own).norm(dim=1).median() < SPREAD
         assert ranks(position_logits(found, of), truth).double().mean() < 3
+
+
+@pytest.mark.parametrize("mirror", [False, True])
+def test_handedness_may_be_given(mirror: bool) -> None:
+    """The cloud of the test above, without known neurons: the margin is small, and who knows the frame settles it."""
+    of = symmetric()
+    recording, truth, own, _ = drawn(of, seen=50, known=0, seed=2, mirror=mirror)
+    # Two hands that fit alike differ by the luck of 50 places, of three squared normal deviates each: sqrt(2 * 150) nats.
+    assert register(recording, of).margin < math.sqrt(300)
+    found = register(recording, of, mirrored=mirror)
+    assert found.mirrored == mirror
+    assert found.margin == math.inf
+    assert (found.positions - own).norm(dim=1).median() < SPREAD
+    assert ranks(position_logits(found, of), truth).double().mean() < 3
+    assert register(recording, of, mirrored=not mirror).mirrored != mirror
+
+
+def test_scale_tells_of_other_units() -> None:
+    of = atlas()
+    recording, *_ = drawn(of, seen=50, known=10, seed=0)
+    assert recording.positions is not None
+    scale = register(recording, of).scale
+    assert 0.8 < scale < 1.25
+    millimetres = dataclasses.replace(recording, positions=recording.positions / 1000)
+    assert register(millimetres, of).scale == pytest.approx(1000 * scale, rel=0.01)
+
+
+def test_colours_are_matched_by_name() -> None:
+    of = atlas(colors=True)
+    recording, *_ = drawn(of, seen=50, known=0, seed=5)
+    assert recording.colors is not None
+    turned = dataclasses.replace(recording, colors=recording.colors.flip(1), channels=("b", "g", "r"))
+    found, same = register(turned, of), register(recording, of)
+    assert found.colors is not None
+    assert same.colors is not None
+    assert torch.equal(found.colors, same.colors)
+    assert found.margin > 100  # colours tell the hands apart
 
 
 def test_few_neurons_get_a_similarity() -> None:
@@ -155,6 +194,8 @@ def test_registration_refuses() -> None:
     with pytest.raises(ValueError, match="has 2 colour channels"):
         register(Recording(*fields, worm.positions, two), of)  # type: ignore[arg-type]
     with pytest.raises(
-        ValueError, match=r"3 colour channels \('b', 'g', 'r'\), expected those of the atlas, 3 \('r', 'g', 'b'\)"
+        ValueError, match=r"3 colour channels \('b', 'g', 'x'\), expected those of the atlas, 3 \('r', 'g', 'b'\)"
     ):
-        register(Recording(*fields, worm.positions, worm.colors, ("b", "g", "r")), of)  # type: ignore[arg-type]
+        register(Recording(*fields, worm.positions, worm.colors, ("b", "g", "x")), of)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="places with extents .* that do not lie in a plane"):
+        register(Recording(*fields, 0 * worm.positions), of)  # type: ignore[arg-type]
