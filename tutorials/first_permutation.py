@@ -1,3 +1,4 @@
+# %% tags=["remove-cell"]
 """Your first latent permutation: exact, MCMC and variational inference of one model, side by side."""
 
 # %% [markdown]
@@ -9,51 +10,30 @@
 # answers side by side, and ends with what to use when.
 #
 # It runs top to bottom in about two minutes on one core; `python -m tutorials.first_permutation --full` gives every
-# method the time of a real analysis. Pictures go to `results/first_permutation`.
+# method the time of a real analysis. Run so, its pictures go to `results/first_permutation`.
 
 # %%
-import argparse
-from pathlib import Path
-
-import matplotlib
-
-if __name__ == "__main__":
-    matplotlib.use("Agg")
-
 import matplotlib.pyplot as plt
 import pyro
 import pyro.distributions as dist
 import torch
-from matplotlib.figure import Figure
 from pyro.infer import MCMC, NUTS, SVI, Trace_ELBO
 from pyro.optim import ClippedAdam
 from torch import Tensor
 
 import pyro_gs as pgs
 from pyro_gs import plotting
+from tutorials.page import Page
 
-parser = argparse.ArgumentParser(description="exact, MCMC and variational inference of one permutation")
-size = parser.add_mutually_exclusive_group()
-size.add_argument("--full", action="store_true", help="more steps, samples and time")
-size.add_argument("--quick", action="store_true", help="next to none of them: does it run?")
-parser.add_argument("--out", type=Path, default=Path("results/first_permutation"), help="folder for the pictures")
-args = parser.parse_args()
-args.out.mkdir(parents=True, exist_ok=True)
+page = Page("first_permutation", "exact, MCMC and variational inference of one permutation")
 torch.set_num_threads(1)
 torch.set_default_dtype(torch.float64)
 pyro.set_rng_seed(0)
 
-STEPS = 3000 if args.full else 20 if args.quick else 600
-SAMPLES = 5000 if args.full else 20 if args.quick else 1000
-WARMUP = 20 if args.quick else 200
-BUDGET = 20.0 if args.full else 0.5 if args.quick else 4.0
-
-
-def save(name: str, figure: Figure) -> None:
-    """Write a picture."""
-    figure.savefig(args.out / f"{name}.png", dpi=110)
-    plt.close(figure)
-
+STEPS = {"quick": 20, "default": 600, "full": 3000}[page.size]
+SAMPLES = {"quick": 20, "default": 1000, "full": 5000}[page.size]
+WARMUP = {"quick": 20, "default": 200, "full": 200}[page.size]
+BUDGET = {"quick": 0.5, "default": 4.0, "full": 20.0}[page.size]  # seconds
 
 # %% [markdown]
 # ## The data
@@ -80,7 +60,7 @@ for i, j in enumerate(truth.tolist()):
     )
 ax.set_title("six beads; grey: the truth")
 ax.legend()
-save("1_data", figure)
+page.show("1_data", figure)
 
 # %% [markdown]
 # ## The model
@@ -134,7 +114,7 @@ print(pgs.convergence(mcmc))
 
 # %%
 axes = plotting.plot_trace(samples, group_by_chain=True)
-save("2_trace", axes[0].figure)
+page.show("2_trace", axes[0].figure)
 
 # %% [markdown]
 # ## Variational
@@ -159,7 +139,7 @@ ax.plot(losses, linewidth=0.5)
 ax.set_ylim(top=float(torch.tensor(losses).quantile(0.99)))
 ax.set_xlabel("step")
 ax.set_ylabel("minus the ELBO, nats")
-save("3_loss", figure)
+page.show("3_loss", figure)
 
 # %% [markdown]
 # ## Side by side
@@ -178,7 +158,7 @@ comparison = pgs.compare(
     progress=False,
 )
 print(comparison)
-save("4_comparison", comparison.plot())
+page.show("4_comparison", comparison.plot())
 
 # %% [markdown]
 # MCMC arrives at the truth and stays there: its error falls with the root of the time. The guides settle beside it. That
@@ -216,7 +196,7 @@ ax.axvline(noise, color="0.5", linestyle=":", label="truth")
 ax.set_xlabel("noise")
 ax.set_ylabel("posterior density")
 ax.legend()
-save("5_noise", figure)
+page.show("5_noise", figure)
 
 # %% [markdown]
 # ## Thirty beads
@@ -265,7 +245,7 @@ for ax, (name, found) in zip(panels, summaries.items(), strict=True):
     print(f"{name}: {accuracy.mean():.3f} of the rows right, expected calibration error {off:.3f}")
     plotting.plot_reliability(found, ax=ax)
     ax.set_title(name)
-save("6_reliability", figure)
+page.show("6_reliability", figure)
 
 # %% [markdown]
 # The chain knows how sure to be. The guide has fewer rows right and is too sure of them: at thirty rows one run of SVI ends

@@ -1,3 +1,4 @@
+# %% tags=["remove-cell"]
 """Identify the neurons of C. elegans, as a Pyro tutorial: model, prior check, SVI, MCMC on the same model, calibration."""
 
 # %% [markdown]
@@ -9,22 +10,13 @@
 #
 # It follows the experiment of *Learning Latent Permutations with Gumbel-Sinkhorn Networks* (Mena et al. 2018, Section 5.3)
 # on simulated worms, so that the answers can be checked. It runs in a few minutes on one core; `python -m
-# tutorials.celegans.identify --full` takes the size of the main job. Pictures go to `results/identify`.
+# tutorials.celegans.identify --full` takes the size of the main job. Run so, its pictures go to `results/identify`.
 
 # %%
-import argparse
-from pathlib import Path
-
-import matplotlib
-
-if __name__ == "__main__":
-    matplotlib.use("Agg")
-
 import matplotlib.pyplot as plt
 import pyro
 import pyro.poutine as poutine
 import torch
-from matplotlib.figure import Figure
 from pyro.infer import MCMC, SVI, Predictive, Trace_ELBO
 from pyro.optim import ClippedAdam
 
@@ -35,29 +27,17 @@ from tutorials.celegans.evidence import CollapsedEvidence
 from tutorials.celegans.exchange import ExchangeSearch
 from tutorials.celegans.model import collapsed_model, full_model
 from tutorials.celegans.worms import accuracy, chance_accuracy, simulate
+from tutorials.page import Page
 
-parser = argparse.ArgumentParser(description="neuron identification, step by step")
-size = parser.add_mutually_exclusive_group()
-size.add_argument("--full", action="store_true", help="139 neurons and four worms")
-size.add_argument("--quick", action="store_true", help="next to no steps: does it run?")
-parser.add_argument("--out", type=Path, default=Path("results/identify"), help="folder for the pictures")
-args = parser.parse_args()
-args.out.mkdir(parents=True, exist_ok=True)
+page = Page("identify", "neuron identification, step by step")
 torch.set_num_threads(1)
 torch.set_default_dtype(torch.float64)
 pyro.set_rng_seed(0)
 
-NEURONS, WORMS = (139, 4) if args.full else (20, 2) if args.quick else (100, 2)
-STEPS = 1000 if args.full else 10 if args.quick else 500
-RESTARTS = 1 if args.quick else 15
-SAMPLES = 1000 if args.full else 10 if args.quick else 300
-
-
-def save(name: str, figure: Figure) -> None:
-    """Write a picture."""
-    figure.savefig(args.out / f"{name}.png", dpi=110)
-    plt.close(figure)
-
+NEURONS, WORMS = {"quick": (20, 2), "default": (100, 2), "full": (139, 4)}[page.size]
+STEPS = {"quick": 10, "default": 500, "full": 1000}[page.size]
+RESTARTS = {"quick": 1, "default": 15, "full": 15}[page.size]
+SAMPLES = {"quick": 10, "default": 300, "full": 1000}[page.size]
 
 # %% [markdown]
 # ## The data
@@ -81,7 +61,7 @@ axes[0].set(xlabel="time step", ylabel="observed neuron", title="what worm 1 sho
 order = connectome.body.argsort()
 axes[1].imshow(worms.allowed[0][index[0].argsort()[order]][:, order], cmap="Greys", interpolation="nearest")
 axes[1].set(xlabel="identity, head to tail", ylabel="neuron, in the true order", title="its candidates")
-save("1_data", figure)
+page.show("1_data", figure)
 
 # %% [markdown]
 # ## The model
@@ -108,7 +88,7 @@ ax.plot([], [], color="0.7", label="20 draws of the prior")
 ax.plot(worms.traces[0, 1:].std(0).sort().values, color="tab:red", label="recorded")
 ax.set(xlabel="neurons of worm 1, sorted", ylabel="standard deviation of the activity", title="prior predictive check")
 ax.legend()
-save("2_prior", figure)
+page.show("2_prior", figure)
 spread = [float(part.std()) for part in (worms.traces[0, 1:], prior[:, 0])]
 print(f"standard deviation of all activity: {spread[0]:.2f} recorded, {spread[1]:.2f} by the prior")
 
@@ -176,7 +156,7 @@ axes[1].step(range(len(scores)), scores, where="post")
 axes[1].axhline(float(evidence(truth)), color="black", linestyle=":", label="the truth's")
 axes[1].set(xlabel="restart", ylabel="log evidence (nats)", title="best matching so far")
 axes[1].legend()
-save("3_svi", figure)
+page.show("3_svi", figure)
 
 # %% [markdown]
 # ## MCMC on the same model
@@ -203,7 +183,7 @@ for ax, (title, marginals) in zip(axes, {"guide": by_svi, "chain": by_mcmc}.item
     right = accuracy(pgs.to_index(pgs.matching(marginals)), index)
     ax.set(title=f"{title}: {right:.3f} right", xlabel="identity, head to tail", ylabel="neuron, in the true order")
 figure.suptitle("marginals of worm 1 (square root, so that small ones show); right answers lie on the diagonal")
-save("4_marginals", figure)
+page.show("4_marginals", figure)
 
 # %% [markdown]
 # ## How far can an assignment be trusted?
@@ -223,7 +203,7 @@ for ax, (title, marginals) in zip(axes, {"guide": by_svi, "chain": by_mcmc}.item
     curve = pgs.reliability(marginals, truth, rows=~worms.known)
     plotting.plot_reliability(curve, ax=ax)
     ax.set_title(f"{title}: calibration error {curve.calibration_error:.3f}")
-save("5_reliability", figure)
+page.show("5_reliability", figure)
 sure = by_svi.amax(-1)[~worms.known] > 0.9
 correct = (by_svi.argmax(-1) == index)[~worms.known]
 share = float(correct[sure].double().mean())
