@@ -27,6 +27,7 @@ include_patterns = [
     "tutorials/celegans/data/SOURCES.md",
     "benchmarks/README.md",
     "CHANGELOG.md",
+    "CONTRIBUTING.md",
 ]
 exclude_patterns = [".*", "build", "dist", "results", "site"]
 templates_path = ["_templates"]
@@ -37,7 +38,7 @@ myst_enable_extensions = ["dollarmath"]
 html_theme = "furo"
 html_title = f"pyro_gs {version}"
 html_static_path = ["_static"]
-html_css_files = ["tables.css"]
+html_css_files = ["site.css"]
 html_additional_pages = {"index": "redirect.html"}  # the site's root leads to root_doc
 
 nb_custom_formats = {".py": ["jupytext.reads", {"fmt": "py:percent"}]}
@@ -48,8 +49,9 @@ nb_execution_raise_on_error = True
 nb_merge_streams = True
 nb_output_stderr = "remove-warn"
 
-# kernels start in folders of their own
+# for the kernels: they start in folders of their own, and tqdm complains where there are no widgets to draw bars with
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+os.environ["PYTHONWARNINGS"] = ",".join(filter(None, [os.environ.get("PYTHONWARNINGS"), "ignore:IProgress not found"]))
 
 
 def _digest() -> str:

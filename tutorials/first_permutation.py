@@ -41,7 +41,7 @@ BUDGET = {"quick": 0.5, "default": 4.0, "full": 20.0}[page.size]  # seconds
 # `before` holds the positions of six beads, `after` those of the second photograph, in an order of their own and moved
 # by noise of standard deviation .5. Two pairs of beads lie close together, so the data cannot settle everything.
 
-# %%
+# %% mystnb={"image": {"alt": "positions of the six beads in both photographs"}}
 n, noise = 6, 0.5
 before = torch.tensor([[0.0, 0.0], [0.4, 0.1], [2.0, 0.0], [0.0, 2.0], [0.3, 2.3], [2.0, 2.0]])
 truth = torch.tensor([3, 0, 5, 4, 1, 2])  # row i of `after` is bead truth[i]
@@ -112,7 +112,7 @@ print(pgs.convergence(mcmc))
 # have no R-hat, and it prints `nan` for them.) A trace shows whether the chain moves between the alternatives or sits
 # in one.
 
-# %%
+# %% mystnb={"image": {"alt": "columns of each row along the chain, and distance to the most frequent permutation"}}
 axes = plotting.plot_trace(samples, group_by_chain=True)
 page.show("2_trace", axes[0].figure)
 
@@ -123,7 +123,7 @@ page.show("2_trace", axes[0].figure)
 # that gradients exist; `AutoGumbelSinkhorn` is the guide that goes with it. The rest is Pyro's `SVI`. `hard_sample`
 # draws permutations from the fitted guide.
 
-# %%
+# %% mystnb={"image": {"alt": "minus the ELBO by step"}}
 pyro.clear_param_store()
 temperature = 0.25
 guide = pgs.AutoGumbelSinkhorn(model, temperature=temperature)
@@ -148,7 +148,7 @@ page.show("3_loss", figure)
 # matching marked; below is how far each is from the exact ones as time goes by. `TV` in the table is the total
 # variation distance of the rows' marginals from the exact ones, `Bhattacharyya` that of the whole posteriors.
 
-# %%
+# %% mystnb={"image": {"alt": "marginals by method, and their error as time goes by"}}
 comparison = pgs.compare(
     model,
     (before, after),
@@ -163,9 +163,10 @@ page.show("4_comparison", comparison.plot())
 # %% [markdown]
 # MCMC arrives at the truth and stays there: its error falls with the root of the time. The guides settle beside it. That
 # gap is the family's and the bound's rather than the optimizer's: a Gumbel-Sinkhorn law has one logit a pair and cannot take
-# every shape, and a relaxed likelihood is not the plain one (`docs/objectives.md`, `docs/temperature.md`). "gumbel-matching"
-# draws hard permutations and needs no temperature. "vi + mcmc" proposes from the fitted guide and corrects by
-# Metropolis-Hastings, so that it has the guide's reach and the chain's exactness.
+# every shape, and a relaxed likelihood is not the plain one ([objectives](../docs/objectives.md),
+# [temperature](../docs/temperature.md)). "gumbel-matching" draws hard permutations and needs no temperature. "vi + mcmc"
+# proposes from the fitted guide and corrects by Metropolis-Hastings, so that it has the guide's reach and the chain's
+# exactness.
 #
 # ## Beside a continuous unknown
 #
@@ -174,7 +175,7 @@ page.show("4_comparison", comparison.plot())
 # of the noise alone.
 
 
-# %%
+# %% mystnb={"image": {"alt": "posterior of the noise by HMCGibbs and by NUTS with the permutation summed out"}}
 def model_with_noise(before: Tensor, after: Tensor) -> None:
     """The same with unknown noise."""
     scale = pyro.sample("noise", dist.LogNormal(-1.0, 1.0))
@@ -205,7 +206,7 @@ page.show("5_noise", figure)
 # tells us the exact answer, but we simulated the data, so we can ask whether the methods know how sure to be: of the
 # rows that get probability .8, are eight in ten right? The reliability curve shows it over ten data sets.
 
-# %%
+# %% mystnb={"image": {"alt": "reliability curves of the chain and of the guide"}}
 n = 30
 try:
     pgs.enumerate_posterior(model, torch.randn(n, 2), torch.randn(n, 2))
@@ -262,5 +263,5 @@ page.show("6_reliability", figure)
 #   logits. Check its temperature, and check it against MCMC on a small case, as above.
 # - **Both**: fit a guide, then `GuideProposal` moves beside local ones.
 #
-# `docs/choosing.md` has the longer answer, with figures; `docs/laws.md` the priors that may stand in place of the
-# uniform one.
+# [Choosing](../docs/choosing.md) is the longer answer, with figures; [laws](../docs/laws.md) has the priors that may stand
+# in place of the uniform one.

@@ -46,7 +46,7 @@ SAMPLES = {"quick": 10, "default": 300, "full": 1000}[page.size]
 # of each worm into a random order. `worms.allowed` says which identities each observed neuron may have: those nearer than a
 # seventh of the body, and for one neuron in ten only the truth.
 
-# %%
+# %% mystnb={"image": {"alt": "activity of worm 1 over time, and which identities its neurons may have"}}
 connectome = load_connectome().thin(NEURONS, torch.Generator().manual_seed(0))
 worms = simulate(connectome, worms=WORMS, steps=1000, known=0.1, eta=0.15, seed=0)
 assert worms.truth is not None  # simulated worms have one
@@ -79,7 +79,7 @@ page.show("1_data", figure)
 # Before fitting, draw from the prior: weights and permutations, and from them the activity that they predict one step ahead.
 # If the recorded activity lay far outside, no posterior would be worth looking at.
 
-# %%
+# %% mystnb={"image": {"alt": "standard deviation of each neuron's activity, drawn from the prior and recorded"}}
 prior = Predictive(poutine.uncondition(full_model), num_samples=20)(worms, connectome)["Y"]
 figure, ax = plt.subplots(figsize=(5, 3.4), layout="constrained")
 for draw in prior:
@@ -116,7 +116,7 @@ print(f"plain SVI: {accuracy(plain, index):.3f} of the neurons right")
 # any set of worms exactly and takes those that raise the log joint. `pgs.PartialRestarts` frees a random part of the labels,
 # lets SVI place them anew around the rest, and keeps the result if it scores higher. Neither looks at the truth.
 
-# %%
+# %% mystnb={"image": {"alt": "the loss by step, and the log evidence of the best matching by restart"}}
 search = ExchangeSearch(evidence, worms.allowed)
 
 
@@ -166,7 +166,7 @@ page.show("3_svi", figure)
 # `ExchangeSearch` knows, spares it running the model at every proposal. Started from the guide's mode it need not find its
 # way there.
 
-# %%
+# %% mystnb={"image": {"alt": "marginals of worm 1 by the guide and by the chain"}}
 kernel = pgs.SwapMetropolis(collapsed_model, swap_delta=search.swap_delta)
 mcmc = MCMC(kernel, num_samples=SAMPLES, warmup_steps=SAMPLES // 5, initial_params={"P": answer}, disable_progbar=True)
 mcmc.run(*data)
@@ -197,7 +197,7 @@ page.show("4_marginals", figure)
 # Neither the guide, which sits around one of the two, nor swaps within a single worm, which would have to pass through
 # states where the worms disagree, say so. `search.gains(index)` lists such exchanges, those of gain zero.
 
-# %%
+# %% mystnb={"image": {"alt": "reliability curves of the guide and of the chain"}}
 figure, axes = plt.subplots(1, 2, figsize=(8, 3.8), layout="constrained")
 for ax, (title, marginals) in zip(axes, {"guide": by_svi, "chain": by_mcmc}.items(), strict=True):
     curve = pgs.reliability(marginals, truth, rows=~worms.known)
@@ -215,5 +215,5 @@ print(f"{int(sure.sum())} of {len(sure)} unknown neurons get more than .9; {shar
 #
 # `python -m tutorials.celegans.own worm1.csv worm2.nwb` does all this for recordings in CSV, npz or NWB files: worms that
 # show a part of the neurons, known names where you have them, positions laid onto an atlas, and a report that opens in a
-# browser. Ten lines of Python that do the same are in `tutorials/celegans/README.md`. `python -m tutorials.celegans`
+# browser. Ten lines of Python that do the same are in [the package's README](README.md). `python -m tutorials.celegans`
 # compares this guide with other methods, and `python -m tutorials.celegans.sweep` runs whole tables of them.
