@@ -36,6 +36,7 @@ myst_heading_anchors = 3
 myst_enable_extensions = ["dollarmath"]
 
 html_theme = "furo"
+pygments_dark_style = "github-dark"
 html_title = f"pyro_gs {version}"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]

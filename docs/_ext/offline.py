@@ -47,7 +47,7 @@ def _check(app: Sphinx, exception: Exception | None) -> None:
     for suffix, find in (("html", remote_in_html), ("css", remote_in_css)):
         for file in sorted(Path(app.outdir).rglob(f"*.{suffix}")):
             for address in find(file.read_text(encoding="utf-8")):
-                _logger.warning("the page loads %s from another server", address, location=str(file))
+                _logger.warning("%s loads %s from another server", file, address)
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

@@ -68,7 +68,9 @@ page.show("1_data", figure)
 #
 # Activity at one moment is what the network makes of the moment before, plus noise:
 #
-#     Y_t = P W P' Y_{t-1} + noise,    W Gaussian on the connections, shared by all worms,    P uniform on the candidates
+#     Y_t = P W P' Y_{t-1} + noise
+#     W   Gaussian on the connections, shared by all worms
+#     P   uniform on the candidates
 #
 # `model.py` has it as a Pyro program of a dozen lines, `full_model`. Given the permutations `W` is Gaussian, so it can be
 # integrated out exactly; `collapsed_model` is the same model without it, and all that follows uses it. The recordings enter
