@@ -38,7 +38,7 @@ test: $(VENV)/.installed
 	$(BIN)/python -m pytest $(PYTEST)
 
 docs: $(VENV)/.installed
-	$(BIN)/sphinx-build --fail-on-warning --keep-going -c docs . build/docs
+	$(BIN)/sphinx-build --write-all --fail-on-warning --keep-going -c docs . build/docs
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
