@@ -1,6 +1,8 @@
-# Two commands do all the set-up on a fresh machine:
+# Each command does all the set-up on a fresh machine:
 #   make celegans   the main job: identify neurons of C. elegans, about seven minutes after installation
 #   make test       the tests
+#   make docs       the site, in build/docs; runs the tutorials (about five minutes, and again when code has changed), or
+#                   make docs PYRO_GS_TUTORIAL_SIZE=quick
 # Beside them: make celegans-seeds (the guide over five seeds with 90 s each), celegans-table1, celegans-table2 and
 # celegans-sweeps (hours; they go on where they were), lint, types, bench.
 PYTHON ?= python3
@@ -9,12 +11,12 @@ BIN := $(VENV)/bin
 CELEGANS ?=
 SWEEP ?= --jobs 2
 
-.PHONY: celegans celegans-seeds celegans-table1 celegans-table2 celegans-sweeps test lint types bench clean
+.PHONY: celegans celegans-seeds celegans-table1 celegans-table2 celegans-sweeps test docs lint types bench clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[tutorials,nwb,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[tutorials,nwb,dev,docs]'
 	touch $@
 
 celegans: $(VENV)/.installed
@@ -34,6 +36,9 @@ celegans-sweeps: $(VENV)/.installed
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest $(PYTEST)
+
+docs: $(VENV)/.installed
+	$(BIN)/sphinx-build --write-all --fail-on-warning --keep-going -c docs . build/docs
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
@@ -58,4 +63,4 @@ bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/temperature_check.py
 
 clean:
-	rm -rf $(VENV) results .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) results build .pytest_cache .mypy_cache .ruff_cache

@@ -1,3 +1,4 @@
+# %% tags=["remove-cell"]
 """Your first latent permutation: exact, MCMC and variational inference of one model, side by side."""
 
 # %% [markdown]
@@ -9,51 +10,30 @@
 # answers side by side, and ends with what to use when.
 #
 # It runs top to bottom in about two minutes on one core; `python -m tutorials.first_permutation --full` gives every
-# method the time of a real analysis. Pictures go to `results/first_permutation`.
+# method the time of a real analysis. Run so, its pictures go to `results/first_permutation`.
 
 # %%
-import argparse
-from pathlib import Path
-
-import matplotlib
-
-if __name__ == "__main__":
-    matplotlib.use("Agg")
-
 import matplotlib.pyplot as plt
 import pyro
 import pyro.distributions as dist
 import torch
-from matplotlib.figure import Figure
 from pyro.infer import MCMC, NUTS, SVI, Trace_ELBO
 from pyro.optim import ClippedAdam
 from torch import Tensor
 
 import pyro_gs as pgs
 from pyro_gs import plotting
+from tutorials.page import Page
 
-parser = argparse.ArgumentParser(description="exact, MCMC and variational inference of one permutation")
-size = parser.add_mutually_exclusive_group()
-size.add_argument("--full", action="store_true", help="more steps, samples and time")
-size.add_argument("--quick", action="store_true", help="next to none of them: does it run?")
-parser.add_argument("--out", type=Path, default=Path("results/first_permutation"), help="folder for the pictures")
-args = parser.parse_args()
-args.out.mkdir(parents=True, exist_ok=True)
+page = Page("first_permutation", "exact, MCMC and variational inference of one permutation")
 torch.set_num_threads(1)
 torch.set_default_dtype(torch.float64)
 pyro.set_rng_seed(0)
 
-STEPS = 3000 if args.full else 20 if args.quick else 600
-SAMPLES = 5000 if args.full else 20 if args.quick else 1000
-WARMUP = 20 if args.quick else 200
-BUDGET = 20.0 if args.full else 0.5 if args.quick else 4.0
-
-
-def save(name: str, figure: Figure) -> None:
-    """Write a picture."""
-    figure.savefig(args.out / f"{name}.png", dpi=110)
-    plt.close(figure)
-
+STEPS = {"quick": 20, "default": 600, "full": 3000}[page.size]
+SAMPLES = {"quick": 20, "default": 1000, "full": 5000}[page.size]
+WARMUP = {"quick": 20, "default": 200, "full": 200}[page.size]
+BUDGET = {"quick": 0.5, "default": 4.0, "full": 20.0}[page.size]  # seconds
 
 # %% [markdown]
 # ## The data
@@ -61,7 +41,7 @@ def save(name: str, figure: Figure) -> None:
 # `before` holds the positions of six beads, `after` those of the second photograph, in an order of their own and moved
 # by noise of standard deviation .5. Two pairs of beads lie close together, so the data cannot settle everything.
 
-# %%
+# %% mystnb={"image": {"alt": "positions of the six beads in both photographs"}}
 n, noise = 6, 0.5
 before = torch.tensor([[0.0, 0.0], [0.4, 0.1], [2.0, 0.0], [0.0, 2.0], [0.3, 2.3], [2.0, 2.0]])
 truth = torch.tensor([3, 0, 5, 4, 1, 2])  # row i of `after` is bead truth[i]
@@ -80,7 +60,7 @@ for i, j in enumerate(truth.tolist()):
     )
 ax.set_title("six beads; grey: the truth")
 ax.legend()
-save("1_data", figure)
+page.show("1_data", figure)
 
 # %% [markdown]
 # ## The model
@@ -132,9 +112,9 @@ print(pgs.convergence(mcmc))
 # have no R-hat, and it prints `nan` for them.) A trace shows whether the chain moves between the alternatives or sits
 # in one.
 
-# %%
+# %% mystnb={"image": {"alt": "columns of each row along the chain, and distance to the most frequent permutation"}}
 axes = plotting.plot_trace(samples, group_by_chain=True)
-save("2_trace", axes[0].figure)
+page.show("2_trace", axes[0].figure)
 
 # %% [markdown]
 # ## Variational
@@ -143,7 +123,7 @@ save("2_trace", axes[0].figure)
 # that gradients exist; `AutoGumbelSinkhorn` is the guide that goes with it. The rest is Pyro's `SVI`. `hard_sample`
 # draws permutations from the fitted guide.
 
-# %%
+# %% mystnb={"image": {"alt": "minus the ELBO by step"}}
 pyro.clear_param_store()
 temperature = 0.25
 guide = pgs.AutoGumbelSinkhorn(model, temperature=temperature)
@@ -159,7 +139,7 @@ ax.plot(losses, linewidth=0.5)
 ax.set_ylim(top=float(torch.tensor(losses).quantile(0.99)))
 ax.set_xlabel("step")
 ax.set_ylabel("minus the ELBO, nats")
-save("3_loss", figure)
+page.show("3_loss", figure)
 
 # %% [markdown]
 # ## Side by side
@@ -168,7 +148,7 @@ save("3_loss", figure)
 # matching marked; below is how far each is from the exact ones as time goes by. `TV` in the table is the total
 # variation distance of the rows' marginals from the exact ones, `Bhattacharyya` that of the whole posteriors.
 
-# %%
+# %% mystnb={"image": {"alt": "marginals by method, and their error as time goes by"}}
 comparison = pgs.compare(
     model,
     (before, after),
@@ -178,14 +158,15 @@ comparison = pgs.compare(
     progress=False,
 )
 print(comparison)
-save("4_comparison", comparison.plot())
+page.show("4_comparison", comparison.plot())
 
 # %% [markdown]
 # MCMC arrives at the truth and stays there: its error falls with the root of the time. The guides settle beside it. That
 # gap is the family's and the bound's rather than the optimizer's: a Gumbel-Sinkhorn law has one logit a pair and cannot take
-# every shape, and a relaxed likelihood is not the plain one (`docs/objectives.md`, `docs/temperature.md`). "gumbel-matching"
-# draws hard permutations and needs no temperature. "vi + mcmc" proposes from the fitted guide and corrects by
-# Metropolis-Hastings, so that it has the guide's reach and the chain's exactness.
+# every shape, and a relaxed likelihood is not the plain one ([objectives](../docs/objectives.md),
+# [temperature](../docs/temperature.md)). "gumbel-matching" draws hard permutations and needs no temperature. "vi + mcmc"
+# proposes from the fitted guide and corrects by Metropolis-Hastings, so that it has the guide's reach and the chain's
+# exactness.
 #
 # ## Beside a continuous unknown
 #
@@ -194,7 +175,7 @@ save("4_comparison", comparison.plot())
 # of the noise alone.
 
 
-# %%
+# %% mystnb={"image": {"alt": "posterior of the noise by HMCGibbs and by NUTS with the permutation summed out"}}
 def model_with_noise(before: Tensor, after: Tensor) -> None:
     """The same with unknown noise."""
     scale = pyro.sample("noise", dist.LogNormal(-1.0, 1.0))
@@ -216,7 +197,7 @@ ax.axvline(noise, color="0.5", linestyle=":", label="truth")
 ax.set_xlabel("noise")
 ax.set_ylabel("posterior density")
 ax.legend()
-save("5_noise", figure)
+page.show("5_noise", figure)
 
 # %% [markdown]
 # ## Thirty beads
@@ -225,7 +206,7 @@ save("5_noise", figure)
 # tells us the exact answer, but we simulated the data, so we can ask whether the methods know how sure to be: of the
 # rows that get probability .8, are eight in ten right? The reliability curve shows it over ten data sets.
 
-# %%
+# %% mystnb={"image": {"alt": "reliability curves of the chain and of the guide"}}
 n = 30
 try:
     pgs.enumerate_posterior(model, torch.randn(n, 2), torch.randn(n, 2))
@@ -265,7 +246,7 @@ for ax, (name, found) in zip(panels, summaries.items(), strict=True):
     print(f"{name}: {accuracy.mean():.3f} of the rows right, expected calibration error {off:.3f}")
     plotting.plot_reliability(found, ax=ax)
     ax.set_title(name)
-save("6_reliability", figure)
+page.show("6_reliability", figure)
 
 # %% [markdown]
 # The chain knows how sure to be. The guide has fewer rows right and is too sure of them: at thirty rows one run of SVI ends
@@ -282,5 +263,5 @@ save("6_reliability", figure)
 #   logits. Check its temperature, and check it against MCMC on a small case, as above.
 # - **Both**: fit a guide, then `GuideProposal` moves beside local ones.
 #
-# `docs/choosing.md` has the longer answer, with figures; `docs/laws.md` the priors that may stand in place of the
-# uniform one.
+# [Choosing](../docs/choosing.md) is the longer answer, with figures; [laws](../docs/laws.md) has the priors that may stand
+# in place of the uniform one.

@@ -1,3 +1,4 @@
+# %% tags=["remove-cell"]
 """Identify the neurons of C. elegans, as a Pyro tutorial: model, prior check, SVI, MCMC on the same model, calibration."""
 
 # %% [markdown]
@@ -9,22 +10,13 @@
 #
 # It follows the experiment of *Learning Latent Permutations with Gumbel-Sinkhorn Networks* (Mena et al. 2018, Section 5.3)
 # on simulated worms, so that the answers can be checked. It runs in a few minutes on one core; `python -m
-# tutorials.celegans.identify --full` takes the size of the main job. Pictures go to `results/identify`.
+# tutorials.celegans.identify --full` takes the size of the main job. Run so, its pictures go to `results/identify`.
 
 # %%
-import argparse
-from pathlib import Path
-
-import matplotlib
-
-if __name__ == "__main__":
-    matplotlib.use("Agg")
-
 import matplotlib.pyplot as plt
 import pyro
 import pyro.poutine as poutine
 import torch
-from matplotlib.figure import Figure
 from pyro.infer import MCMC, SVI, Predictive, Trace_ELBO
 from pyro.optim import ClippedAdam
 
@@ -35,29 +27,17 @@ from tutorials.celegans.evidence import CollapsedEvidence
 from tutorials.celegans.exchange import ExchangeSearch
 from tutorials.celegans.model import collapsed_model, full_model
 from tutorials.celegans.worms import accuracy, chance_accuracy, simulate
+from tutorials.page import Page
 
-parser = argparse.ArgumentParser(description="neuron identification, step by step")
-size = parser.add_mutually_exclusive_group()
-size.add_argument("--full", action="store_true", help="139 neurons and four worms")
-size.add_argument("--quick", action="store_true", help="next to no steps: does it run?")
-parser.add_argument("--out", type=Path, default=Path("results/identify"), help="folder for the pictures")
-args = parser.parse_args()
-args.out.mkdir(parents=True, exist_ok=True)
+page = Page("identify", "neuron identification, step by step")
 torch.set_num_threads(1)
 torch.set_default_dtype(torch.float64)
 pyro.set_rng_seed(0)
 
-NEURONS, WORMS = (139, 4) if args.full else (20, 2) if args.quick else (100, 2)
-STEPS = 1000 if args.full else 10 if args.quick else 500
-RESTARTS = 1 if args.quick else 15
-SAMPLES = 1000 if args.full else 10 if args.quick else 300
-
-
-def save(name: str, figure: Figure) -> None:
-    """Write a picture."""
-    figure.savefig(args.out / f"{name}.png", dpi=110)
-    plt.close(figure)
-
+NEURONS, WORMS = {"quick": (20, 2), "default": (100, 2), "full": (139, 4)}[page.size]
+STEPS = {"quick": 10, "default": 500, "full": 1000}[page.size]
+RESTARTS = {"quick": 1, "default": 15, "full": 15}[page.size]
+SAMPLES = {"quick": 10, "default": 300, "full": 1000}[page.size]
 
 # %% [markdown]
 # ## The data
@@ -66,7 +46,7 @@ def save(name: str, figure: Figure) -> None:
 # of each worm into a random order. `worms.allowed` says which identities each observed neuron may have: those nearer than a
 # seventh of the body, and for one neuron in ten only the truth.
 
-# %%
+# %% mystnb={"image": {"alt": "activity of worm 1 over time, and which identities its neurons may have"}}
 connectome = load_connectome().thin(NEURONS, torch.Generator().manual_seed(0))
 worms = simulate(connectome, worms=WORMS, steps=1000, known=0.1, eta=0.15, seed=0)
 assert worms.truth is not None  # simulated worms have one
@@ -81,14 +61,16 @@ axes[0].set(xlabel="time step", ylabel="observed neuron", title="what worm 1 sho
 order = connectome.body.argsort()
 axes[1].imshow(worms.allowed[0][index[0].argsort()[order]][:, order], cmap="Greys", interpolation="nearest")
 axes[1].set(xlabel="identity, head to tail", ylabel="neuron, in the true order", title="its candidates")
-save("1_data", figure)
+page.show("1_data", figure)
 
 # %% [markdown]
 # ## The model
 #
 # Activity at one moment is what the network makes of the moment before, plus noise:
 #
-#     Y_t = P W P' Y_{t-1} + noise,    W Gaussian on the connections, shared by all worms,    P uniform on the candidates
+#     Y_t = P W P' Y_{t-1} + noise
+#     W   Gaussian on the connections, shared by all worms
+#     P   uniform on the candidates
 #
 # `model.py` has it as a Pyro program of a dozen lines, `full_model`. Given the permutations `W` is Gaussian, so it can be
 # integrated out exactly; `collapsed_model` is the same model without it, and all that follows uses it. The recordings enter
@@ -99,7 +81,7 @@ save("1_data", figure)
 # Before fitting, draw from the prior: weights and permutations, and from them the activity that they predict one step ahead.
 # If the recorded activity lay far outside, no posterior would be worth looking at.
 
-# %%
+# %% mystnb={"image": {"alt": "standard deviation of each neuron's activity, drawn from the prior and recorded"}}
 prior = Predictive(poutine.uncondition(full_model), num_samples=20)(worms, connectome)["Y"]
 figure, ax = plt.subplots(figsize=(5, 3.4), layout="constrained")
 for draw in prior:
@@ -108,7 +90,7 @@ ax.plot([], [], color="0.7", label="20 draws of the prior")
 ax.plot(worms.traces[0, 1:].std(0).sort().values, color="tab:red", label="recorded")
 ax.set(xlabel="neurons of worm 1, sorted", ylabel="standard deviation of the activity", title="prior predictive check")
 ax.legend()
-save("2_prior", figure)
+page.show("2_prior", figure)
 spread = [float(part.std()) for part in (worms.traces[0, 1:], prior[:, 0])]
 print(f"standard deviation of all activity: {spread[0]:.2f} recorded, {spread[1]:.2f} by the prior")
 
@@ -136,7 +118,7 @@ print(f"plain SVI: {accuracy(plain, index):.3f} of the neurons right")
 # any set of worms exactly and takes those that raise the log joint. `pgs.PartialRestarts` frees a random part of the labels,
 # lets SVI place them anew around the rest, and keeps the result if it scores higher. Neither looks at the truth.
 
-# %%
+# %% mystnb={"image": {"alt": "the loss by step, and the log evidence of the best matching by restart"}}
 search = ExchangeSearch(evidence, worms.allowed)
 
 
@@ -176,7 +158,7 @@ axes[1].step(range(len(scores)), scores, where="post")
 axes[1].axhline(float(evidence(truth)), color="black", linestyle=":", label="the truth's")
 axes[1].set(xlabel="restart", ylabel="log evidence (nats)", title="best matching so far")
 axes[1].legend()
-save("3_svi", figure)
+page.show("3_svi", figure)
 
 # %% [markdown]
 # ## MCMC on the same model
@@ -186,7 +168,7 @@ save("3_svi", figure)
 # `ExchangeSearch` knows, spares it running the model at every proposal. Started from the guide's mode it need not find its
 # way there.
 
-# %%
+# %% mystnb={"image": {"alt": "marginals of worm 1 by the guide and by the chain"}}
 kernel = pgs.SwapMetropolis(collapsed_model, swap_delta=search.swap_delta)
 mcmc = MCMC(kernel, num_samples=SAMPLES, warmup_steps=SAMPLES // 5, initial_params={"P": answer}, disable_progbar=True)
 mcmc.run(*data)
@@ -203,7 +185,7 @@ for ax, (title, marginals) in zip(axes, {"guide": by_svi, "chain": by_mcmc}.item
     right = accuracy(pgs.to_index(pgs.matching(marginals)), index)
     ax.set(title=f"{title}: {right:.3f} right", xlabel="identity, head to tail", ylabel="neuron, in the true order")
 figure.suptitle("marginals of worm 1 (square root, so that small ones show); right answers lie on the diagonal")
-save("4_marginals", figure)
+page.show("4_marginals", figure)
 
 # %% [markdown]
 # ## How far can an assignment be trusted?
@@ -217,13 +199,13 @@ save("4_marginals", figure)
 # Neither the guide, which sits around one of the two, nor swaps within a single worm, which would have to pass through
 # states where the worms disagree, say so. `search.gains(index)` lists such exchanges, those of gain zero.
 
-# %%
+# %% mystnb={"image": {"alt": "reliability curves of the guide and of the chain"}}
 figure, axes = plt.subplots(1, 2, figsize=(8, 3.8), layout="constrained")
 for ax, (title, marginals) in zip(axes, {"guide": by_svi, "chain": by_mcmc}.items(), strict=True):
     curve = pgs.reliability(marginals, truth, rows=~worms.known)
     plotting.plot_reliability(curve, ax=ax)
     ax.set_title(f"{title}: calibration error {curve.calibration_error:.3f}")
-save("5_reliability", figure)
+page.show("5_reliability", figure)
 sure = by_svi.amax(-1)[~worms.known] > 0.9
 correct = (by_svi.argmax(-1) == index)[~worms.known]
 share = float(correct[sure].double().mean())
@@ -235,5 +217,5 @@ print(f"{int(sure.sum())} of {len(sure)} unknown neurons get more than .9; {shar
 #
 # `python -m tutorials.celegans.own worm1.csv worm2.nwb` does all this for recordings in CSV, npz or NWB files: worms that
 # show a part of the neurons, known names where you have them, positions laid onto an atlas, and a report that opens in a
-# browser. Ten lines of Python that do the same are in `tutorials/celegans/README.md`. `python -m tutorials.celegans`
+# browser. Ten lines of Python that do the same are in [the package's README](README.md). `python -m tutorials.celegans`
 # compares this guide with other methods, and `python -m tutorials.celegans.sweep` runs whole tables of them.

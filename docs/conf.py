@@ -1,0 +1,65 @@
+"""Sphinx configuration. The sources are rooted at the repository's root, so that a link between files works in both places.
+
+``sphinx-build -c docs . build/docs``. Tutorials are executed; ``PYRO_GS_TUTORIAL_SIZE=quick`` makes that fast.
+"""
+
+import hashlib
+import os
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "docs" / "_ext")]
+
+import pyro_gs  # noqa: E402
+
+project = "pyro_gs"
+author = copyright = "The pyro_gs developers"
+version = release = pyro_gs.__version__
+
+extensions = ["myst_nb", "sphinx-mathjax-offline", "offline"]
+root_doc = "docs/index"
+include_patterns = [
+    "docs/**.md",
+    "tutorials/first_permutation.py",
+    "tutorials/celegans/identify.py",
+    "tutorials/celegans/README.md",
+    "tutorials/celegans/data/SOURCES.md",
+    "benchmarks/README.md",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+]
+exclude_patterns = [".*", "build", "dist", "results", "site"]
+templates_path = ["_templates"]
+
+myst_heading_anchors = 3
+myst_enable_extensions = ["dollarmath"]
+
+html_theme = "furo"
+pygments_dark_style = "github-dark"
+html_title = f"pyro_gs {version}"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_additional_pages = {"index": "redirect.html"}  # the site's root leads to root_doc
+
+nb_custom_formats = {".py": ["jupytext.reads", {"fmt": "py:percent"}]}
+nb_execution_mode = "cache"
+nb_execution_timeout = 1800
+nb_execution_in_temp = True
+nb_execution_raise_on_error = True
+nb_merge_streams = True
+nb_output_stderr = "remove-warn"
+
+# for the kernels: they start in folders of their own, and tqdm complains where there are no widgets to draw bars with
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+os.environ["PYTHONWARNINGS"] = ",".join(filter(None, [os.environ.get("PYTHONWARNINGS"), "ignore:IProgress not found"]))
+
+
+def _digest() -> str:
+    """Of all code that an executed page depends on; the cache itself sees only the page's own."""
+    files = sorted([*ROOT.glob("pyro_gs/**/*.py"), *ROOT.glob("tutorials/**/*.py"), *ROOT.glob("tutorials/**/data/*.csv")])
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
+
+
+_size = os.environ.get("PYRO_GS_TUTORIAL_SIZE", "default")
+nb_execution_cache_path = str(ROOT / "build" / "executed" / f"{_size}-{_digest()}")
