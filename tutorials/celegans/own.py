@@ -183,13 +183,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             settings = {"method": title, "seconds": f"{result.seconds:.0f}", "seed": args.seed, "sigma": args.sigma}
             settings["atlas"] = args.atlas or ("places of the connectome" if atlas else "none")
             settings["eta"] = args.eta or "none"
-<<<<<<< HEAD
             settings["probabilities"] = (
                 f"corrected by {args.simulations} fits of simulated worms"
                 if args.simulations
                 else "as the method gives them"
             )
-=======
             settings["mirrored"] = args.mirrored
             settings["candidates"] = f"{mean:.1f} for each neuron that was not given"
             settings |= {f"note {number}": note for number, note in enumerate(notes, 1)}

@@ -16,6 +16,7 @@ from torch import Tensor
 from pyro_gs.calibration import Reliability, recalibrate, reliability
 from tutorials.celegans.connectome import Connectome
 from tutorials.celegans.identification import Identification, onehot
+from tutorials.celegans.identities import best_matching
 from tutorials.celegans.worms import BURN_IN, Worms
 
 __all__ = ["recalibrated", "simulate_like", "simulated_reliability"]
@@ -70,6 +71,8 @@ def simulated_reliability(
 ) -> Reliability | None:
     """How often a method's answers are right on worms like these, by the probability that it gives them.
 
+    Answers are those of the tables, `best_matching`.
+
     Args:
         fit: The method.
         worms: The recordings.
@@ -85,17 +88,15 @@ def simulated_reliability(
     unknown = worms.observed & ~worms.known
     if not unknown.any():
         return None
-    results = []
+    marginals, answers = [], []
     for seed in seeds:
         again = simulate_like(worms, connectome, index, seed=seed)
-        results.append(fit(again, connectome, seed=seed, **options))
-    return reliability(
-        torch.cat([result.marginals for result in results]),
-        onehot(index).repeat(len(results), 1, 1),
-        bins,
-        answer=onehot(torch.cat([result.index for result in results])),
-        rows=unknown.repeat(len(results), 1),
-    )
+        result = fit(again, connectome, seed=seed, **options)
+        marginals.append(result.marginals)
+        answers.append(best_matching(result, again))
+    count = len(answers)
+    truth, rows = onehot(index).repeat(count, 1, 1), unknown.repeat(count, 1)
+    return reliability(torch.cat(marginals), truth, bins, answer=onehot(torch.cat(answers)), rows=rows)
 
 
 def recalibrated(result: Identification, worms: Worms, curve: Reliability | None) -> Identification:
@@ -108,6 +109,6 @@ def recalibrated(result: Identification, worms: Worms, curve: Reliability | None
     """
     if curve is None:
         return result
-    corrected = recalibrate(result.marginals, curve, answer=onehot(result.index), allowed=worms.allowed)
+    corrected = recalibrate(result.marginals, curve, answer=onehot(best_matching(result, worms)), allowed=worms.allowed)
     unknown = (worms.observed & ~worms.known).unsqueeze(-1)
     return dataclasses.replace(result, marginals=torch.where(unknown, corrected, result.marginals))
