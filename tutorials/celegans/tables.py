@@ -70,6 +70,25 @@ def _against_paper(shown: Shown) -> str:
     )
 
 
+def _above_the_guide(shown: Shown) -> str:
+    """Methods whose median is above that of the Gumbel-Sinkhorn guide, cell by cell."""
+    guide = next((x for x in shown.methods if x.method == "gumbel-sinkhorn"), None)
+    if guide is None or len(shown.methods) < 2 or len(shown.table.objectives) > 1:
+        return ""
+    found = []
+    for label, cell in zip(shown.labels, shown.table.cells, strict=True):
+        ours = shown.values(cell, guide)
+        others = {x.title: statistics.median(v) for x in shown.methods if x is not guide and (v := shown.values(cell, x))}
+        if ours and others:
+            level = statistics.median(ours)
+            better = [f"{title} {x:.3f}" for title, x in sorted(others.items(), key=lambda y: -y[1]) if x > level + 5e-4]
+            if better:
+                found.append(f"{label} ({level:.3f}): {', '.join(better)}")
+    if not found:
+        return f"No method is above {guide.title} in any cell.\n"
+    return f"Above {guide.title} (its median): {'; '.join(found)}.\n"
+
+
 def markdown(shown: Shown) -> str:
     """A section with what there is of a table: accuracy, calibration, evidence."""
     frame = [rows for rows in shown.rows.values() if len(rows)]
@@ -86,6 +105,7 @@ def markdown(shown: Shown) -> str:
         about,
         _accuracy_table(shown),
         _against_paper(shown),
+        _above_the_guide(shown),
         _column_table(shown, "expected calibration error, unknown neurons", "calibration_error", 3),
         _column_table(shown, "the same, probabilities corrected by the other seeds", CORRECTED, 3),
         _column_table(shown, "log evidence of the answer less that of the truth, nats", GAIN, 0),
