@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pyro_gs.infer.mcmc.swaps import Swaps
+from tutorials.celegans.collapsed_chain import ExchangeChain
 from tutorials.celegans.evidence import CollapsedEvidence
 from tutorials.celegans.identification import Run
 
@@ -66,6 +67,7 @@ class ExchangeSearch:
     """
 
     def __init__(self, evidence: CollapsedEvidence, allowed: Tensor, logits: Tensor | None = None) -> None:
+        self._evidence = evidence
         self._allowed = allowed.numpy()
         self._logits = torch.zeros(allowed.shape, dtype=torch.float64).numpy() if logits is None else logits.numpy()
         observed = evidence.statistics.observed
@@ -320,34 +322,32 @@ class ExchangeSearch:
         return torch.from_numpy(change)
 
     def improve(self, index: Tensor, *, seconds: float = math.inf) -> tuple[Tensor, float]:
-        """Make exchanges that raise the evidence, the best first, until none does.
+        """Make exchanges that raise the log joint until none does.
+
+        All are scored at once, then those that help are tried from the best down, each scored anew at where the ones before
+        it have led.
 
         Args:
             index: present permutations, long, shape (J, n).
-            seconds: stop when the next round of scoring would end later than this.
+            seconds: stop when these are over, or the next scoring of all would end later.
 
         Returns:
             The new permutations, and the gain in nats.
         """
         start, longest = Run.clock(), 0.0
-        now, gained = index.clone(), 0.0
+        chain = ExchangeChain(self._evidence, torch.from_numpy(self._allowed), index, 0, torch.from_numpy(self._logits))
+        before = chain.log_evidence
         while Run.clock() - start + longest < seconds:
             began = Run.clock()
-            gains, swaps, chosen = self.gains(now)
+            gains, swaps, chosen = self.gains(torch.from_numpy(chain.index))
             longest = max(longest, Run.clock() - began)
-            busy = np.zeros(len(self._parents), dtype=bool)  # rows that exchanges have changed
-            for move in np.argsort(-gains):
-                if gains[move] <= _LEAST_GAIN:
+            best = np.argsort(-gains)[: int((gains > _LEAST_GAIN).sum())]
+            made = 0
+            for (a, b), worms in zip(swaps[best].tolist(), self.sets[chosen[best]], strict=True):
+                possible = chain.exchangeable(a, b)
+                made += chain.propose_exchange(possible[worms[possible]], a, b, _LEAST_GAIN)
+                if Run.clock() - start >= seconds:
                     break
-                a, b = swaps[move]
-                rows = self._touched[a] | self._touched[b]
-                if (busy & rows).any():
-                    continue  # an exchange made before it has changed its gain; the next round scores it anew
-                busy |= rows
-                worms = torch.from_numpy(self.sets[chosen[move]])
-                part = now[worms]
-                now[worms] = torch.where(part == a, b, torch.where(part == b, a, part))
-                gained += float(gains[move])
-            if not busy.any():
+            if not made:
                 break
-        return now, gained
+        return torch.from_numpy(chain.index.copy()), chain.log_evidence - before

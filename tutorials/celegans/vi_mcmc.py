@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tutorials.celegans import gumbel_sinkhorn
-from tutorials.celegans.baselines.tempered_mcmc import ExchangeChain
+from tutorials.celegans.collapsed_chain import ExchangeChain
 from tutorials.celegans.connectome import Connectome
 from tutorials.celegans.evidence import CollapsedEvidence
 from tutorials.celegans.identification import Identification, Run, match_allowed, onehot

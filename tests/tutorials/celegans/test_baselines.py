@@ -22,10 +22,10 @@ from tutorials.celegans.baselines import (
     fit_stick_breaking_vi,
     fit_tempered_mcmc,
 )
-from tutorials.celegans.baselines.collapsed_mcmc import CollapsedSwapChain
 from tutorials.celegans.baselines.gibbs_mcmc import GibbsSwapChain, swap_changes
 from tutorials.celegans.baselines.map_faq import mask_center, regressions
 from tutorials.celegans.baselines.naive_vi import relaxed_rows, row_kl
+from tutorials.celegans.collapsed_chain import CollapsedSwapChain
 from tutorials.celegans.connectome import Connectome
 from tutorials.celegans.evidence import CollapsedEvidence, Statistics, log_likelihood
 from tutorials.celegans.identification import Identification, Run, match_allowed, onehot, random_allowed

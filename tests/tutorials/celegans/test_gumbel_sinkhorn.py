@@ -82,12 +82,14 @@ def test_every_allowed_exchange_is_scored():
     assert len(found) == len(swaps) == count
 
 
-def test_improving_ends_where_no_exchange_helps():
-    _, data, evidence = make(14, 3, known=0.1, eta=0.5)
-    search = ExchangeSearch(evidence, data.allowed)
+@pytest.mark.parametrize("sizes", [None, [14, 11, 12, 14, 13, 14]], ids=["all shown", "some show less"])
+@pytest.mark.parametrize("count", [3, 6])
+def test_improving_ends_where_no_exchange_helps(count, sizes):
+    _, data, evidence = make(14, count, known=0.1, eta=0.5, sizes=sizes and sizes[:count])
+    search = ExchangeSearch(evidence, data.allowed, data.logits)
     index = random_allowed(data.allowed, torch.Generator().manual_seed(2))
     better, gained = search.improve(index)
-    want = float(evidence(pgs.to_matrix(better))) - float(evidence(pgs.to_matrix(index)))
+    want = log_joint(data, evidence, better) - log_joint(data, evidence, index)
     assert gained == pytest.approx(want, rel=1e-9)
     assert gained > 0
     assert search.gains(better)[0].max() <= 1e-6

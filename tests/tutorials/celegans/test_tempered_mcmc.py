@@ -8,8 +8,8 @@ import torch
 from padded import show_less
 from test_baselines import FAILURE_RATE, Enumerated, log_joint, p_value, small_connectome
 
-from tutorials.celegans.baselines.collapsed_mcmc import CollapsedSwapChain
-from tutorials.celegans.baselines.tempered_mcmc import ANNEALED, ExchangeChain, _power
+from tutorials.celegans.baselines.tempered_mcmc import ANNEALED, _power
+from tutorials.celegans.collapsed_chain import CollapsedSwapChain, ExchangeChain
 from tutorials.celegans.evidence import CollapsedEvidence, Statistics
 from tutorials.celegans.worms import simulate
 
@@ -41,7 +41,7 @@ def test_exchanges_are_scored_exactly_and_undone_exactly(sizes):
     value = log_joint(worms, evidence, worms.truth)
     several = 0
     for a, b in itertools.combinations(range(12), 2):
-        members = chain._exchangeable(a, b)
+        members = chain.exchangeable(a, b)
         if not len(members):
             continue
         before = chain.index.copy()
@@ -52,7 +52,7 @@ def test_exchanges_are_scored_exactly_and_undone_exactly(sizes):
         assert np.array_equal((chain.index != before).sum(1) > 0, np.isin(np.arange(3), members))
         value = log_joint(worms, evidence, torch.from_numpy(chain.index))
         assert chain.log_evidence == pytest.approx(value, abs=1e-8)
-        assert np.array_equal(chain._exchangeable(a, b), members)  # what makes the proposal symmetric
+        assert np.array_equal(chain.exchangeable(a, b), members)  # what makes the proposal symmetric
         several += len(members) > 1
     assert several > 10
     assert bool(worms.allowed.gather(2, torch.from_numpy(chain.index).unsqueeze(2)).all())

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from tutorials.celegans.baselines.collapsed_mcmc import CollapsedSwapChain
 from tutorials.celegans.baselines.gibbs_mcmc import GibbsSwapChain
+from tutorials.celegans.collapsed_chain import ExchangeChain
 from tutorials.celegans.connectome import Connectome
 from tutorials.celegans.evidence import CollapsedEvidence
 from tutorials.celegans.identification import (
@@ -21,7 +20,7 @@ from tutorials.celegans.identification import (
 )
 from tutorials.celegans.worms import Worms
 
-__all__ = ["ExchangeChain", "fit"]
+__all__ = ["fit"]
 
 HOTTEST, COOLEST = 40, 120
 """Transitions of each worm that the likelihood counts for at the start and the end of the annealing: with 1,000 recorded,
@@ -38,77 +37,6 @@ SWEEPS = 3
 
 EXCHANGES = 2
 """Exchanges proposed in a step with W integrated out, in multiples of n."""
-
-
-class ExchangeChain(CollapsedSwapChain):
-    """The collapsed chain with exchanges of two identities in several worms at once.
-
-    A proposal picks two identities, and of the worms where they may change places one, all, or each with probability 1/2.
-    The exchange does not alter which worms these are, so the proposal is symmetric. Single worms alone cannot undo a
-    confusion that all share, as the weights have learned it.
-
-    Args:
-        evidence: The target: network, statistics and scales.
-        allowed: Shape (J, n, n), bool.
-        index: Shape (J, n), long: the start, allowed.
-        seed: Of all random numbers.
-        logits: Log-potentials of the prior, shape (J, n, n); None for the uniform law.
-    """
-
-    def __init__(
-        self, evidence: CollapsedEvidence, allowed: Tensor, index: Tensor, seed: int, logits: Tensor | None = None
-    ) -> None:
-        super().__init__(evidence, allowed, index, seed, logits)
-        observed = evidence.statistics.observed
-        self._observed = np.ones(self.index.shape, dtype=bool) if observed is None else observed.numpy()
-        share = np.einsum("jma,jmb->ab", self._allowed.astype(float), self._allowed.astype(float))
-        self.labels = np.argwhere(np.triu(share > 1.5, 1))
-
-    def exchange(self, proposals: int) -> int:
-        """Make proposals; return how many were accepted."""
-        if not len(self.labels):
-            return 0
-        labels = self.labels[self._rng.integers(len(self.labels), size=proposals)].tolist()
-        kinds = self._rng.integers(3, size=proposals).tolist()
-        uniforms = self._rng.random((proposals, len(self.index)))
-        log_uniforms = np.log1p(-self._rng.random(proposals)).tolist()
-        accepted = 0
-        for (a, b), kind, uniform, log_uniform in zip(labels, kinds, uniforms, log_uniforms, strict=True):
-            worms = self._exchangeable(a, b)
-            if kind == 0:
-                worms = worms[[int(uniform[0] * len(worms))]] if len(worms) else worms
-            elif kind == 1:
-                worms = worms[uniform[worms] < 0.5]
-            self.proposed += 1
-            if len(worms):
-                accepted += self.propose_exchange(worms, a, b, log_uniform)
-        return accepted
-
-    def _exchangeable(self, a: int, b: int) -> NDArray[np.intp]:
-        """Worms that show one of two identities at least, and allow them to change places."""
-        each, at_a, at_b = np.arange(len(self.index)), *self._places(a, b)
-        allowed = self._allowed[each, at_a, b] & self._allowed[each, at_b, a]
-        return np.flatnonzero(allowed & (self._observed[each, at_a] | self._observed[each, at_b]))
-
-    def _places(self, a: int, b: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-        """Rows of two identities in every worm."""
-        return (self.index == a).argmax(1), (self.index == b).argmax(1)
-
-    def propose_exchange(self, worms: NDArray[np.intp], a: int, b: int, log_uniform: float) -> bool:
-        """Exchange two identities in worms that allow it with the Metropolis probability.
-
-        Args:
-            worms: Which worms.
-            a: One identity.
-            b: Another.
-            log_uniform: Accept where this is less than the change of the log joint, evidence and prior; the log of a
-                uniform number.
-
-        Returns:
-            Whether they were exchanged.
-        """
-        at_a, at_b = (place[worms] for place in self._places(a, b))
-        return self._move(worms, at_a, at_b, a, b, log_uniform)
 
 
 class _Anneal:
