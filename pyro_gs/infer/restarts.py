@@ -81,8 +81,7 @@ class PartialRestarts:
         logit: float = 3.0,
         generator: torch.Generator | None = None,
     ) -> None:
-        if not 0 < share <= 1:
-            raise ValueError(f"share must be in (0, 1], but is {share!r}")
+        _check_share(share)
         if not (math.isfinite(logit) and logit > 0):
             raise ValueError(f"logit must be positive and finite, but is {logit!r}")
         self.guide, self.share, self.logit = guide, share, logit
@@ -98,12 +97,22 @@ class PartialRestarts:
         return value
 
     @torch.no_grad()
-    def begin(self) -> None:
-        """Set the guide's logits: ``logit`` at the best matching's kept columns, zero elsewhere."""
+    def begin(self, share: float | None = None) -> None:
+        """Set the guide's logits: ``logit`` at the best matching's kept columns, zero elsewhere.
+
+        Args:
+            share: of the columns that are freed, in (0, 1], in place of that of all restarts. Large ones leave optima whose
+                errors are spread far, small ones are undone more rarely: take turns where nothing is known of them.
+
+        Raises:
+            ValueError: ``share`` is out of range.
+        """
+        share = self.share if share is None else share
+        _check_share(share)
         for name, P in self.best.items():
             n = P.shape[-1]
             free = torch.zeros(n, dtype=torch.bool, device="cpu")
-            free[torch.rand(n, generator=self._generator, device="cpu").argsort()[: max(1, round(self.share * n))]] = True
+            free[torch.rand(n, generator=self._generator, device="cpu").argsort()[: max(1, round(share * n))]] = True
             self._start(name, P * ~free.to(P.device))
 
     def end(self, candidate: dict[str, Tensor] | None = None) -> bool:
@@ -135,3 +144,8 @@ class PartialRestarts:
     def _start(self, name: str, kept: Tensor) -> None:
         forbidden = self.guide.logits(name) == -torch.inf
         self.guide.set_logits(name, (self.logit * kept).masked_fill(forbidden, -torch.inf))
+
+
+def _check_share(share: float) -> None:
+    if not 0 < share <= 1:
+        raise ValueError(f"share must be in (0, 1], but is {share!r}")

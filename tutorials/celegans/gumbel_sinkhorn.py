@@ -33,6 +33,9 @@ FIRST = 0.4
 FIRST_STEPS = 1000
 """Adam steps of the first stretch, at the most."""
 
+SHARES = (0.4, 0.2, 0.1)
+"""Of the labels that restarts set free, in turn."""
+
 RESTART_STEPS = 80
 """Adam steps of a restart."""
 
@@ -147,7 +150,7 @@ def fit(
         parts = pgs.PartialRestarts(guide, log_joint, generator=torch.Generator().manual_seed(seed))
         parts.end(improved(LAST))
         while restarts and run.fraction < LAST:
-            parts.begin()
+            parts.begin(SHARES[parts.count % len(SHARES)])
             climb(RESTART_SIZES, until=LAST, longest=RESTART_STEPS)
             parts.end(improved(LONGEST_SEARCH))
         parts.finish()
