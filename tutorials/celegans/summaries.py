@@ -104,7 +104,9 @@ def _read(path: Path, columns: Sequence[str]) -> pd.DataFrame:
         bad = values.isna() & (frame[name].notna() | (name in _FILLED))
         if bad.any():
             row = int(bad.to_numpy().argmax())
-            raise ValueError(f"{path}, line {row + 2}: {name} is {frame[name].iloc[row]!r}, expected a number")
+            text = frame[name].iloc[row]
+            shown = "missing" if pd.isna(text) else repr(str(text))
+            raise ValueError(f"{path}, line {row + 2}: {name} is {shown}, expected a number")
         frame[name] = values
     return frame
 
