@@ -140,9 +140,9 @@ def load(folder: Path, budget: float | None = None) -> tuple[pd.DataFrame, pd.Da
     if frame.empty or (budget is not None and (frame["method"] == "chance").all()):
         raise ValueError(f"{folder / 'results.csv'}: no job is done{'' if budget is None else f' with budget {budget:g}'}")
     cells = []
-    for place, row in zip(frame.index, zip(*(frame[name] for name in BASE.settings), strict=True), strict=True):
+    for place, settings in zip(frame.index, zip(*(frame[name] for name in BASE.settings), strict=True), strict=True):
         try:
-            cells.append(_cell(row))
+            cells.append(_cell(settings))
         except (ValueError, TypeError) as error:
             raise ValueError(f"{folder / 'results.csv'}, line {place + 2}: {error}") from None
     frame = frame.assign(cell=cells)

@@ -20,11 +20,11 @@ those of an answer that is no optimum."""
 def exchange_probabilities(search: ExchangeSearch, index: Tensor, observed: Tensor) -> Tensor:
     """How likely two labels should change places, seen from one point of the posterior.
 
-    In the posterior restricted to two labels that change places in one of the sets of ``search.sets``, with up to five
-    worms all there are, each set S has a probability in proportion to e^gain(S), with gain 0 where they stay. Summed over the sets that hold a worm this gives the odds of
-    each pair of labels there. Beside odds of one for staying, Sinkhorn's iteration makes probabilities of all pairs of a
-    worm together. That is exact for a single pair and for a class of labels that are all alike, an approximation where
-    pairs overlap otherwise; longer cycles are left out.
+    In the posterior restricted to two labels that change places in one of the sets of ``search.sets``, with up to five worms
+    all there are, each set S has a probability in proportion to e^gain(S), with gain 0 where they stay. Summed over the sets
+    that hold a worm this gives the odds of each pair of labels there. Beside odds of one for staying, Sinkhorn's iteration
+    makes probabilities of all pairs of a worm together. That is exact for a single pair and for a class of labels that are
+    all alike, an approximation where pairs overlap otherwise; longer cycles are left out.
 
     Args:
         search: Of the log joint.
