@@ -161,7 +161,8 @@ def corrected_errors(frame: pd.DataFrame, bins: pd.DataFrame) -> pd.Series[float
     """Calibration errors of jobs after their probabilities were corrected by jobs of other seeds.
 
     Data of other seeds are simulated from the same model with the same settings, as a user can do whose data have no truth
-    (``recalibration.py``): the reliability of the same method on them, made monotone, maps the mean probability of each bin.
+    (``recalibration.py``), from an answer in its place: the reliability of the same method on them, made monotone, maps the
+    mean probability of each bin. Bins stay those of the probabilities before.
 
     Args:
         frame: From `load`, before or after this column is there.

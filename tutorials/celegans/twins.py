@@ -65,7 +65,8 @@ def with_exchanges(marginals: Tensor, index: Tensor, search: ExchangeSearch, wor
     """Marginals after a random exchange of two labels, see `exchange_probabilities`.
 
     A guide that has settled on one mode says of twins, two neurons with the same partners, that each is what the mode
-    says; the posterior is even between them.
+    says; the posterior is even between them. Doubt about pairs that the marginals hold already counts twice: of twins that
+    changes nothing, of others it makes too much.
 
     Args:
         marginals: Shape (J, n, n), float64: of a posterior around ``index``.
