@@ -42,17 +42,29 @@ class Reliability:
         """How often answers given with these probabilities are right, as far as the curve tells.
 
         Isotonic regression (Zadrozny and Elkan 2002): the monotone function nearest to the curve, each bin weighted by its
-        answers, straight between the bins' mean confidences and constant beyond the first and the last.
+        answers, straight between the bins' mean confidences and constant beyond the first and the last. Each bin counts one
+        answer more than it has, right with the bin's mean confidence: few answers change little, and none makes certain.
 
         Args:
             confidence: probabilities, of any shape.
 
         Returns:
             Tensor of the same shape, dtype and device.
+
+        Raises:
+            TypeError: ``confidence`` is no floating tensor.
+            ValueError: a value of it is not within [0, 1].
         """
-        accuracy = isotonic_regression(self.accuracy.cpu().numpy(), weights=self.count.cpu().numpy()).x
-        order = self.confidence.cpu().numpy()
-        value = np.interp(confidence.detach().cpu().numpy(), order, accuracy)
+        if not isinstance(confidence, Tensor):
+            raise TypeError(f"confidence must be a tensor, but is {type(confidence).__name__}")
+        check_floating(confidence, "confidence")
+        outside = ~((confidence >= 0) & (confidence <= 1))
+        if bool(outside.any()):
+            value = float(confidence[first_position(outside)] if confidence.dim() else confidence)
+            raise ValueError(f"confidence must be within [0, 1], but has {value:g}")
+        count, order, accuracy = (x.double().cpu().numpy() for x in (self.count, self.confidence, self.accuracy))
+        rates = isotonic_regression((count * accuracy + order) / (count + 1), weights=count + 1).x
+        value = np.interp(confidence.detach().double().cpu().numpy(), order, rates)
         return torch.as_tensor(value, dtype=confidence.dtype, device=confidence.device)
 
 
@@ -116,7 +128,8 @@ def recalibrate(
 
     Where the truth is not known, the curve may come from data that are simulated from the model and fitted in the same way,
     a parametric bootstrap. The answer of each row gets the probability that :meth:`Reliability.corrected` says; the rest of
-    the row is scaled to what is left, or spread evenly over the other allowed columns where there was no rest.
+    the row is scaled to what is left, or spread evenly over the other allowed columns where there was no rest. So another
+    column may become the likeliest.
 
     Args:
         marginals: shape (..., n, n), posterior probability that a row is matched to a column; rows sum to one.
@@ -136,9 +149,9 @@ def recalibrate(
     Example:
         >>> import torch
         >>> curve = reliability(torch.tensor([[0.9, 0.1], [0.1, 0.9]]), torch.eye(2).flip(0))
-        >>> recalibrate(torch.tensor([[0.9, 0.1], [0.2, 0.8]]), curve)
-        tensor([[0., 1.],
-                [1., 0.]])
+        >>> recalibrate(torch.tensor([[0.9, 0.1], [0.2, 0.8]]), curve)  # both answers like these were wrong
+        tensor([[0.3000, 0.7000],
+                [0.7000, 0.3000]])
     """
     check_marginals(marginals)
     if not isinstance(curve, Reliability):

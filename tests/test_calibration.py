@@ -72,8 +72,46 @@ def test_corrected_probabilities_are_calibrated_on_fresh_data():
     assert curve.corrected(torch.tensor([0.0, 0.9, 1.0])).tolist() == pytest.approx([0.75] * 3, abs=0.02)
 
 
+def test_few_answers_change_little_and_make_nothing_certain():
+    """Against the true rate of answers that are right with the square of what is said, and with what is said."""
+    generator = torch.Generator().manual_seed(0)
+    for power in (1, 2):
+        said, nothing = [], []
+        for _ in range(100):
+            p = torch.rand(40, generator=generator, dtype=torch.float64) / 2 + 0.5
+            right = torch.bernoulli(p**power, generator=generator)
+            which = (p * 10).long().clamp(max=9)
+            count = torch.bincount(which, minlength=10)
+            used = count > 0
+            sums = [torch.zeros(10, dtype=torch.float64).index_add(0, which, x)[used] / count[used] for x in (p, right)]
+            curve = pgs.Reliability(torch.arange(10)[used] / 10, 0.1, count[used], *sums)
+            fresh = torch.linspace(0.5, 1, 50, dtype=torch.float64)
+            corrected = curve.corrected(fresh)
+            assert 0 < float(corrected.min()) <= float(corrected.max()) < 1
+            said.append((corrected - fresh**power).square().mean())
+            # the same without the answer that each bin counts more
+            exact = pgs.Reliability(curve.lower, 0.1, count[used] * 10**6, *sums)
+            nothing.append((exact.corrected(fresh) - fresh**power).square().mean())
+        # the ratio of the two is .66 and .82; over 100 repetitions its standard error is below .05
+        assert sum(said) < 0.95 * sum(nothing)
+
+
+@pytest.mark.parametrize(
+    ("confidence", "error", "message"),
+    [
+        (torch.tensor([0.5, torch.nan]), ValueError, r"confidence must be within \[0, 1\], but has nan"),
+        (torch.tensor(1.5), ValueError, "but has 1.5"),
+        ([0.5], TypeError, "confidence"),
+    ],
+)
+def test_bad_confidence(confidence, error, message):
+    curve = pgs.reliability(torch.eye(2), torch.eye(2))
+    with pytest.raises(error, match=message):
+        curve.corrected(confidence)
+
+
 def test_recalibrate_moves_the_rest_of_a_row():
-    half = pgs.Reliability(torch.tensor([0.9]), 0.1, torch.tensor([10]), torch.tensor([0.95]), torch.tensor([0.5]))
+    half = pgs.Reliability(torch.tensor([0.9]), 0.1, torch.tensor([10]), torch.tensor([0.95]), torch.tensor([0.455]))
     marginals = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.8, 0.2], [0.0, 0.0, 1.0]])
     allowed = torch.tensor([[1, 1, 0], [1, 1, 1], [0, 0, 1]]).bool()
     expected = torch.tensor([[0.5, 0.5, 0.0], [0.0, 0.5, 0.5], [0.0, 0.0, 1.0]])

@@ -107,13 +107,13 @@ class AutoPermutationGuide(AutoGuide):
         # The prior's mask may differ between the items of a subsampled plate: visit them all, block by block.
         allowed = torch.ones(shape, dtype=torch.bool, device=value.device)
         blocks = [
-            [(torch.arange(f.size) + start).remainder(f.full_size) for start in range(0, f.full_size, f.size)]
+            [(torch.arange(f.size, device="cpu") + start).remainder(f.full_size) for start in range(0, f.full_size, f.size)]
             for f in partial
         ]
         for indices in itertools.product(*blocks):
             chosen = {frame.name: index for frame, index in zip(partial, indices, strict=True)}
             trace = self._trace_model(chosen, args, kwargs)
-            places = [torch.arange(size) for size in shape]
+            places = [torch.arange(size, device="cpu") for size in shape]
             for frame, index in zip(partial, indices, strict=True):
                 places[frame.dim - site["fn"].event_dim] = index
             mask = allowed_pairs(trace.nodes[name])
@@ -241,4 +241,4 @@ class _ChooseSubsample(Messenger):
 
     def _pyro_sample(self, msg: Any) -> None:
         if isinstance(msg["fn"], _Subsample) and msg["name"] in self.chosen:
-            msg["value"] = self.chosen[msg["name"]]
+            msg["value"] = self.chosen[msg["name"]].to(msg["fn"].device)

@@ -124,8 +124,14 @@ class PartialRestarts:
 
         Returns:
             Whether it scored higher.
+
+        Raises:
+            ValueError: ``candidate`` has other sites or shapes than the guide, or the score is NaN or +inf.
         """
         matrices = self.guide.median() if candidate is None else candidate
+        shapes, expected = ({name: tuple(P.shape) for name, P in x.items()} for x in (matrices, self.best))
+        if shapes != expected:
+            raise ValueError(f"candidate must have the sites and shapes {expected}, but has {shapes}")
         score = self._scored(matrices)
         self.count += 1
         if score <= self.best_score:

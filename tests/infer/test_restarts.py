@@ -121,6 +121,13 @@ def test_bad_options_are_named(options, message):
         pgs.PartialRestarts(guide, score, **options)
 
 
+def test_a_candidate_of_another_kind_is_refused():
+    restarts = pgs.PartialRestarts(problem()[1], lambda values: 0.0)
+    for candidate in ({"Q": torch.eye(3)}, {"P": torch.eye(5)}, {}):
+        with pytest.raises(ValueError, match="candidate must have the sites and shapes"):
+            restarts.end(candidate)
+
+
 def test_a_score_that_is_no_number_is_refused():
     _, guide, _ = problem()
     with pytest.raises(ValueError, match="score of the guide's mode is nan"):

@@ -136,10 +136,13 @@ def expand(
         Chance, methods and ceiling of each cell.
 
     Raises:
-        ValueError: If a method is none, or there is no seed or a budget that is not positive.
+        ValueError: If a method is none, there is no seed or one out of its range, or the budget is not positive.
     """
     if not seeds:
         raise ValueError("seeds is empty, expected at least one")
+    for seed in seeds:
+        if not 0 <= seed < 2**32:
+            raise ValueError(f"seeds: {seed!r} is none, expected integers from 0 to 2^32 - 1")
     if budget is not None and not 0 < budget < float("inf"):
         raise ValueError(f"budget={budget!r}: expected a positive finite number of seconds")
     if clock not in get_args(Clock):
@@ -180,7 +183,7 @@ def run_job(job: Job, software: Provenance) -> dict[str, Any]:
     """
     if not _BUSY.acquire(blocking=False):
         raise RuntimeError("a job is running in this process already, expected workers that are processes of one thread")
-    threads, clock = torch.get_num_threads(), Run.clock
+    threads, clock, dtype = torch.get_num_threads(), Run.clock, torch.get_default_dtype()
     record: dict[str, Any] = {"key": job.key(software), **job.settings, **asdict(software), "processor": _processor()}
     try:
         torch.set_default_dtype(torch.float64)
@@ -191,6 +194,7 @@ def run_job(job: Job, software: Provenance) -> dict[str, Any]:
     except Exception as error:
         return record | {"status": "failed", "error": f"{type(error).__name__}: {error}"}
     finally:
+        torch.set_default_dtype(dtype)
         torch.set_num_threads(threads)
         Run.clock = staticmethod(clock)
         _BUSY.release()

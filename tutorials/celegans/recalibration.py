@@ -29,7 +29,8 @@ def simulate_like(worms: Worms, connectome: Connectome, index: Tensor, *, seed: 
     """Worms with the same candidates, known neurons, lengths and noise, whose truth is a given answer.
 
     The weights are a draw from the prior: given an answer that is partly wrong they would be too small. Neurons that a worm
-    does not show are simulated too, and hidden.
+    does not show are simulated too, and hidden. Places and colours are not simulated: ``logits`` stay, and an answer agrees
+    with them more than a truth does. The more they tell, the more a correction by these worms leaves uncorrected.
 
     Args:
         worms: What the answer is of.
@@ -59,6 +60,11 @@ def simulate_like(worms: Worms, connectome: Connectome, index: Tensor, *, seed: 
     return dataclasses.replace(worms, traces=traces * recorded, truth=index, weights=W)
 
 
+def _have_a_choice(worms: Worms) -> Tensor:
+    """Observed neurons with several candidates, bool (J, n); to be right about others says nothing about these."""
+    return worms.observed & (worms.allowed.sum(-1) > 1)
+
+
 def simulated_reliability(
     fit: Callable[..., Identification],
     worms: Worms,
@@ -83,9 +89,9 @@ def simulated_reliability(
         **options: Of the fit, such as its ``budget``.
 
     Returns:
-        The curve over observed neurons that are not known; None if there are none.
+        The curve over observed neurons that have a choice; None if there are none.
     """
-    unknown = worms.observed & ~worms.known
+    unknown = _have_a_choice(worms)
     if not unknown.any():
         return None
     marginals, answers = [], []
@@ -100,7 +106,7 @@ def simulated_reliability(
 
 
 def recalibrated(result: Identification, worms: Worms, curve: Reliability | None) -> Identification:
-    """The result with the probabilities of its answers corrected; known neurons keep theirs.
+    """The result with the probabilities of its answers corrected; neurons with one candidate keep theirs.
 
     Args:
         result: Of a method.
@@ -110,5 +116,5 @@ def recalibrated(result: Identification, worms: Worms, curve: Reliability | None
     if curve is None:
         return result
     corrected = recalibrate(result.marginals, curve, answer=onehot(best_matching(result, worms)), allowed=worms.allowed)
-    unknown = (worms.observed & ~worms.known).unsqueeze(-1)
-    return dataclasses.replace(result, marginals=torch.where(unknown, corrected, result.marginals))
+    unknown = _have_a_choice(worms)
+    return dataclasses.replace(result, marginals=torch.where(unknown.unsqueeze(-1), corrected, result.marginals))

@@ -14,10 +14,14 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from tutorials.celegans.cells import TABLES, Cell
+from tutorials.celegans.jobs import SETTINGS
 
 __all__ = ["COLUMNS", "RELIABILITY_COLUMNS", "Results", "read_log"]
 
 LOG = "jobs.jsonl"
+
+_REQUIRED = ("key", "status", "commit", *SETTINGS)
+"""What every record has."""
 
 COLUMNS = (
     *("key", "tables", *Cell().settings, "seed", "method", "objective", "status", "accuracy", "accuracy_unknown"),
@@ -52,10 +56,13 @@ def read_log(path: Path) -> dict[str, dict[str, Any]]:
     for number, line in enumerate(whole.split("\n") if whole else [], 1):
         try:
             record = json.loads(line)
+            missing = [name for name in _REQUIRED if name not in record]
             key, status = record["key"], record["status"]
         except (ValueError, TypeError, KeyError):
             expected = "expected a record in JSON with key and status"
             raise ValueError(f"{path}, line {number}: {expected}, got {line[:80]!r}") from None
+        if missing:
+            raise ValueError(f"{path}, line {number}: expected a record with {', '.join(missing)}, got {line[:80]!r}")
         if status == "done" or records.get(key, record)["status"] != "done":
             records[key] = record
     return records
@@ -74,17 +81,20 @@ class Results:
         records: What the log holds, by key.
 
     Raises:
-        ValueError: If another sweep has the folder open, or the log is damaged before its last line.
+        ValueError: If the folder cannot be made or written to, another sweep has it open, or the log is damaged before its
+            last line.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(folder / ".lock")
         try:
+            folder.mkdir(parents=True, exist_ok=True)
             self._lock.acquire(timeout=0)
         except Timeout:
             raise ValueError(f"out={str(folder)!r}: another sweep is writing there, expected a folder of its own") from None
+        except OSError as error:
+            raise ValueError(f"out={str(folder)!r}: expected a folder that can be written to, got {error}") from None
         try:
             self._log = folder / LOG
             self.records = read_log(self._log)

@@ -80,14 +80,34 @@ class Shown:
         return f"{most} seed{'s' * (most > 1)}" if least == most else f"{least} to {most} seeds"
 
 
+_FILLED = {"seed", "budget", *RELIABILITY_COLUMNS[1:]}
+"""Columns with a number in each row."""
+
+_NUMBERS = _FILLED | {"accuracy", "accuracy_unknown", "calibration_error", "log_evidence", "log_evidence_truth"}
+"""Columns of numbers that are read."""
+
+
 def _read(path: Path, columns: Sequence[str]) -> pd.DataFrame:
     if not path.exists():
         raise ValueError(f"{path}: no such file, expected the results of python -m tutorials.celegans.sweep")
     # settings as they are written: cells are compared, and pandas may be off in the last digit
-    frame = pd.read_csv(path, dtype=dict.fromkeys(("key", "commit", *BASE.settings), str))
+    texts = ("key", "commit", "method", "objective", "status", "clock", *BASE.settings)
+    try:
+        frame = pd.read_csv(path, dtype=dict.fromkeys(texts, str))
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{path}: expected a CSV that the sweep wrote, got {error}") from None
     missing = [name for name in columns if name not in frame]
     if missing:
         raise ValueError(f"{path}: columns {', '.join(missing)} are missing, expected those that the sweep writes")
+    for name in _NUMBERS.intersection(columns):
+        values = pd.to_numeric(frame[name], errors="coerce")
+        bad = values.isna() & (frame[name].notna() | (name in _FILLED))
+        if bad.any():
+            row = int(bad.to_numpy().argmax())
+            text = frame[name].iloc[row]
+            shown = "missing" if pd.isna(text) else repr(str(text))
+            raise ValueError(f"{path}, line {row + 2}: {name} is {shown}, expected a number")
+        frame[name] = values
     return frame
 
 
@@ -103,17 +123,29 @@ def load(folder: Path, budget: float | None = None) -> tuple[pd.DataFrame, pd.Da
         several versions of the code ran it. And the reliability of all jobs.
 
     Raises:
-        ValueError: If a file or a column is missing, nothing is done, or a cell has results of several budgets or
-            clocks and ``budget`` does not choose.
+        ValueError: If a file or a column is missing or damaged, no method is done, ``budget`` is no positive number, or a
+            cell has results of several budgets or clocks and ``budget`` does not choose.
     """
+    if budget is not None and not 0 < budget < float("inf"):
+        raise ValueError(f"budget={budget!r}: expected a positive finite number of seconds")
     frame = _read(folder / "results.csv", COLUMNS)
+    bad = ~frame["status"].isin(("done", "failed"))
+    if bad.any():
+        row = int(bad.to_numpy().argmax())
+        value = frame["status"].iloc[row]
+        raise ValueError(f"{folder / 'results.csv'}, line {row + 2}: status is {value!r}, expected done or failed")
     frame = frame[frame["status"] == "done"]
     if budget is not None:
         frame = frame[(frame["budget"] == budget) | (frame["method"] == "chance")]
-    if frame.empty:
+    if frame.empty or (budget is not None and (frame["method"] == "chance").all()):
         raise ValueError(f"{folder / 'results.csv'}: no job is done{'' if budget is None else f' with budget {budget:g}'}")
-    settings = zip(*(frame[name] for name in BASE.settings), strict=True)
-    frame = frame.assign(cell=[_cell(row) for row in settings])
+    cells = []
+    for place, settings in zip(frame.index, zip(*(frame[name] for name in BASE.settings), strict=True), strict=True):
+        try:
+            cells.append(_cell(settings))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{folder / 'results.csv'}, line {place + 2}: {error}") from None
+    frame = frame.assign(cell=cells)
     frame[GAIN] = frame["log_evidence"] - frame["log_evidence_truth"]
     for found, rows in frame[frame["method"] != "chance"].groupby("cell", sort=False):
         kinds = rows[["budget", "clock"]].drop_duplicates()
@@ -129,7 +161,8 @@ def corrected_errors(frame: pd.DataFrame, bins: pd.DataFrame) -> pd.Series[float
     """Calibration errors of jobs after their probabilities were corrected by jobs of other seeds.
 
     Data of other seeds are simulated from the same model with the same settings, as a user can do whose data have no truth
-    (``recalibration.py``): the reliability of the same method on them, made monotone, maps the mean probability of each bin.
+    (``recalibration.py``), from an answer in its place: the reliability of the same method on them, made monotone, maps the
+    mean probability of each bin. Bins stay those of the probabilities before.
 
     Args:
         frame: From `load`, before or after this column is there.
@@ -167,7 +200,10 @@ def _cell(row: Sequence[Any]) -> Cell:
     settings: dict[str, Any] = {}
     for (name, default), text in zip(BASE.settings.items(), row, strict=True):
         kind = float if default is None else type(default)
-        settings[name] = None if pd.isna(text) else kind(text)
+        try:
+            settings[name] = None if pd.isna(text) else kind(text)
+        except ValueError:
+            raise ValueError(f"{name} is {text!r}, expected {kind.__name__}") from None
     return Cell(**settings)
 
 

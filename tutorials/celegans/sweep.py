@@ -147,7 +147,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a sweep; returns the exit status: 0, 1 if jobs failed, 2 if an argument is wrong."""
+    """Run a sweep; returns the exit status: 0, 1 if jobs or the machine failed, 2 if an argument is wrong."""
     args = build_parser().parse_args(argv)
     tables = [TABLES[name].quick() if args.quick else TABLES[name] for name in args.tables]
     seeds = args.seeds or ([0, 1] if args.quick else [0, 1, 2, 3, 4])
@@ -155,7 +155,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.jobs < 1:
             raise ValueError(f"jobs={args.jobs}: expected an integer of at least 1")
         jobs = expand(tables, seeds, methods=args.methods, objectives=args.objectives, budget=args.budget, clock=args.clock)
-        print(f"{len(jobs)} jobs, {sum(job.seconds for job in jobs) / 3600:.1f} hours of one core, into {args.out}")
+        seconds = sum(job.seconds for job in jobs)
+        size = f"{seconds / 3600:.1f} hours" if seconds > 3600 else f"{seconds / 60:.1f} minutes"
+        print(f"{len(jobs)} jobs, {size} of one core, into {args.out}")
         with _backend(args.backend, args.jobs):
             records = run(jobs, args.out, reuse=args.reuse, progress=not args.quiet)
     except ValueError as error:
@@ -163,6 +165,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except BrokenProcessPool as error:
         print(f"error: a worker died; the same command goes on from here. {error}", file=sys.stderr)
+        return 1
+    except OSError as error:  # a full disk, a cluster that does not answer
+        print(f"error: {error}; the same command goes on from here", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)

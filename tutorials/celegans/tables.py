@@ -128,8 +128,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if len(found) > 1:
         found = [shown for shown in found if shown.name != "base"]  # its cell is in others
     text = "\n".join(markdown(shown) for shown in found)
-    (args.folder / "tables.md").write_text(text, encoding="utf-8")
-    pictures = draw_all(args.folder, found, bins)
+    try:
+        (args.folder / "tables.md").write_text(text, encoding="utf-8")
+        pictures = draw_all(args.folder, found, bins)
+    except OSError as error:
+        print(f"error: folder={str(args.folder)!r}: expected one that can be written to, got {error}", file=sys.stderr)
+        return 2
     print(text)
     print(f"tables.md, {', '.join(path.name for path in pictures)} in {args.folder}")
     return 0

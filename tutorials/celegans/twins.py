@@ -13,17 +13,18 @@ from tutorials.celegans.worms import Worms
 __all__ = ["exchange_probabilities", "with_exchanges"]
 
 _LARGEST = 30.0
-"""Nats: an exchange is held to be no better than the answer by more than this, so that exponentials stay finite."""
+"""Nats: the log odds of an exchange are held to be no larger, so that Sinkhorn's iteration converges. Odds beyond it are
+those of an answer that is no optimum."""
 
 
 def exchange_probabilities(search: ExchangeSearch, index: Tensor, observed: Tensor) -> Tensor:
     """How likely two labels should change places, seen from one point of the posterior.
 
-    In the posterior restricted to two labels that change places in any set of the worms, each set S has a probability in
-    proportion to e^gain(S), with gain 0 where they stay. Summed over the sets that hold a worm this gives the odds of
-    each pair of labels there. Beside odds of one for staying, Sinkhorn's iteration makes probabilities of all pairs of a
-    worm together. That is exact for a single pair and for a class of labels that are all alike, an approximation where
-    pairs overlap otherwise; longer cycles are left out.
+    In the posterior restricted to two labels that change places in one of the sets of ``search.sets``, with up to five worms
+    all there are, each set S has a probability in proportion to e^gain(S), with gain 0 where they stay. Summed over the sets
+    that hold a worm this gives the odds of each pair of labels there. Beside odds of one for staying, Sinkhorn's iteration
+    makes probabilities of all pairs of a worm together. That is exact for a single pair and for a class of labels that are
+    all alike, an approximation where pairs overlap otherwise; longer cycles are left out.
 
     Args:
         search: Of the log joint.
@@ -33,9 +34,14 @@ def exchange_probabilities(search: ExchangeSearch, index: Tensor, observed: Tens
     Returns:
         Shape (J, n, n), float64, symmetric and doubly stochastic: probability that what has the first label should have
         the second.
+
+    Raises:
+        ValueError: If a gain is no finite number.
     """
     worms, n = index.shape
     gains, swaps, chosen = search.gains(index)
+    if not np.isfinite(gains).all():
+        raise ValueError(f"search gives gains such as {gains[~np.isfinite(gains)][0]}, expected finite numbers")
     sets = search.sets[chosen]
     if not observed.all():
         # a worm that shows neither label comes along in some sets: those that differ by it are one and the same
@@ -43,22 +49,24 @@ def exchange_probabilities(search: ExchangeSearch, index: Tensor, observed: Tens
         sets = sets & (shown[:, swaps].any(-1).T)
         _, first = np.unique(np.concatenate([swaps, sets], 1), axis=0, return_index=True)
         gains, swaps, sets = gains[first], swaps[first], sets[first]
-    weight = np.exp(np.minimum(gains, _LARGEST))
     pair = swaps[:, 0] * n + swaps[:, 1]
-    total = 1.0 + np.bincount(pair, weight, n * n)
-    odds = torch.empty(worms, n, n, dtype=torch.float64)
+    log_odds = torch.empty(worms, n, n, dtype=torch.float64)
     for j in range(worms):
-        inside = np.bincount(pair, weight * sets[:, j], n * n)
-        one_way = torch.from_numpy(inside / (total - inside)).view(n, n)
-        odds[j] = one_way + one_way.T + torch.eye(n, dtype=torch.float64)
-    return sinkhorn(odds.log())
+        inside, outside = np.full(n * n, -np.inf), np.zeros(n * n)
+        moves = sets[:, j]
+        np.logaddexp.at(inside, pair[moves], gains[moves])
+        np.logaddexp.at(outside, pair[~moves], gains[~moves])
+        one_way = torch.from_numpy(np.minimum(inside - outside, _LARGEST)).view(n, n)
+        log_odds[j] = torch.maximum(one_way, one_way.T).fill_diagonal_(0.0)
+    return sinkhorn(log_odds)
 
 
 def with_exchanges(marginals: Tensor, index: Tensor, search: ExchangeSearch, worms: Worms) -> Tensor:
     """Marginals after a random exchange of two labels, see `exchange_probabilities`.
 
     A guide that has settled on one mode says of twins, two neurons with the same partners, that each is what the mode
-    says; the posterior is even between them.
+    says; the posterior is even between them. Doubt about pairs that the marginals hold already counts twice: of twins that
+    changes nothing, of others it makes too much.
 
     Args:
         marginals: Shape (J, n, n), float64: of a posterior around ``index``.

@@ -2,6 +2,7 @@ import dataclasses
 import json
 
 import pytest
+import torch
 
 from tutorials.celegans import __main__, jobs
 from tutorials.celegans.cells import Cell, Table
@@ -134,3 +135,14 @@ def test_two_jobs_in_one_process_are_refused(monkeypatch):
 
     monkeypatch.setattr(jobs, "chance_accuracy", nested)
     assert run_job(Job(SMALL, 0, "chance"), SOFTWARE)["status"] == "done"
+
+
+@pytest.mark.parametrize("job", [Job(SMALL, 0, "chance"), Job(SMALL, 0, "map", None, -1.0, "cpu")])
+def test_a_job_leaves_the_process_as_it_was(job):
+    """Done or failed."""
+    torch.set_default_dtype(torch.float32)
+    threads, clock = torch.get_num_threads(), Run.clock
+    assert run_job(job, SOFTWARE)["status"] == ("done" if job.method == "chance" else "failed")
+    assert torch.get_default_dtype() == torch.float32
+    assert torch.get_num_threads() == threads
+    assert Run.clock is clock

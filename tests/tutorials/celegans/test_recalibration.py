@@ -70,3 +70,18 @@ def test_nothing_to_correct_where_all_are_known():
     result = gumbel_sinkhorn.fit(worms, connectome, steps=2)
     assert simulated_reliability(gumbel_sinkhorn.fit, worms, connectome, result.index, steps=2) is None
     assert recalibrated(result, worms, None) is result
+
+
+def test_neurons_without_a_choice_do_not_count():
+    """Of unknown neurons with one candidate a method is always sure and right; that says nothing about the others."""
+    connectome, worms = make(neurons=12, steps=50, known=0.0, eta=0.3)
+    allowed = worms.allowed.clone()
+    allowed[:, :8] = onehot(worms.truth)[:, :8].bool()
+    worms = dataclasses.replace(worms, allowed=allowed)
+    result = gumbel_sinkhorn.fit(worms, connectome, steps=2)
+    curve = simulated_reliability(gumbel_sinkhorn.fit, worms, connectome, result.index, steps=2)
+    choice = worms.allowed.sum(-1) > 1
+    assert 0 < int(choice.sum()) <= 8
+    assert int(curve.count.sum()) == int(choice.sum())
+    corrected = recalibrated(result, worms, curve)
+    assert torch.equal(corrected.marginals[~choice], result.marginals[~choice])

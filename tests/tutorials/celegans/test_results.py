@@ -58,6 +58,20 @@ def test_a_torn_line_is_dropped_and_what_follows_is_whole(tmp_path):
         assert len(rows(tmp_path)) == 2
 
 
+def test_a_record_without_its_settings_is_damaged(tmp_path):
+    short = {name: value for name, value in record().items() if name not in ("worms", "commit")}
+    (tmp_path / "jobs.jsonl").write_text(json.dumps(record()) + "\n" + json.dumps(short) + "\n")
+    with pytest.raises(ValueError, match=r"jobs\.jsonl, line 2: expected a record with commit, worms, got"):
+        Results(tmp_path)
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    for out in (tmp_path / "file", tmp_path / "file" / "deep"):
+        with pytest.raises(ValueError, match=f"out='{out}': expected a folder that can be written to"):
+            Results(out)
+
+
 @pytest.mark.parametrize("line", ["{", "[]", "{}", '{"key": "a"}', ""])
 def test_a_damaged_line_before_the_last_is_no_torn_one(line, tmp_path):
     log = tmp_path / "jobs.jsonl"

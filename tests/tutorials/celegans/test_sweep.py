@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import dask
@@ -154,12 +155,26 @@ def test_the_bar_shows_jobs_and_time_left(tmp_path, capsys):
         (["--jobs", "0"], "jobs=0: expected an integer of at least 1"),
         (["--budget", "-1"], "budget=-1.0"),
         (["--budget", "nan"], "budget=nan"),
+        (["--seeds", "0", "-1"], "seeds: -1 is none, expected integers from 0"),
+        (["--seeds", str(2**32)], "seeds: 4294967296"),
     ],
 )
 def test_bad_options_are_refused(options, text, tmp_path, capsys):
     assert main([*QUICK, "--out", str(tmp_path / "out"), *options]) == 2
     assert text in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("error", [OSError("no space left"), BrokenProcessPool("killed")])
+def test_what_stops_a_sweep_is_told(error, tmp_path, monkeypatch, capsys):
+    def stop(*args, **options):
+        raise error
+
+    monkeypatch.setattr(sweep, "run", stop)
+    assert main([*QUICK, "--out", str(tmp_path)]) == 1
+    printed = capsys.readouterr().err
+    assert str(error) in printed
+    assert "the same command goes on from here" in printed
 
 
 def test_unknown_tables_are_refused(capsys):

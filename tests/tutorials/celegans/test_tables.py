@@ -64,8 +64,10 @@ def test_probabilities_are_corrected_by_the_other_seeds(tmp_path, capsys):
     fill(tmp_path, ["table2"])
     frame, _ = load(tmp_path)
     fits = frame[frame["method"] != "chance"]
-    # all seeds have the same curve, which rises: each is corrected to its own accuracies
-    assert fits["calibration_error_corrected"].to_numpy() == pytest.approx(0.0, abs=1e-9)
+    # all seeds have the same curve, which rises: each is corrected to its own accuracies, but for the answer that each bin
+    # of the two others counts more: (12 + .75) / 21 for .6, and (36 + .95) / 41 for .9
+    left = (10 * abs(12.75 / 21 - 0.6) + 20 * abs(36.95 / 41 - 0.9)) / 30
+    assert fits["calibration_error_corrected"].to_numpy() == pytest.approx(left, abs=1e-9)
     assert frame[frame["method"] == "chance"]["calibration_error_corrected"].isna().all()
     assert main([str(tmp_path)]) == 0
     assert "| the same, probabilities corrected by the other seeds | 40 %, 0.1 |" in capsys.readouterr().out
@@ -160,6 +162,31 @@ def test_the_last_version_of_the_code_counts(tmp_path, capsys):
     assert frame.groupby("seed")["commit"].unique().map(list).to_dict() == {0: ["later"], 1: ["later"], 2: ["abc"]}
     main([str(tmp_path)])
     assert "code of abc, later" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "text"),
+    [
+        ("results.csv", None, "", "results.csv: expected a CSV that the sweep wrote"),
+        ("results.csv", ",139,", ",many,", "results.csv, line 2: neurons is 'many', expected int"),
+        ("results.csv", ",done,", ",,", "results.csv, line 2: status is nan, expected done or failed"),
+        ("results.csv", ",-90,", ",low,", "results.csv, line 3: log_evidence is 'low', expected a number"),
+        ("reliability.csv", ",7,10,7.5,", ",7,,7.5,", "reliability.csv, line 9: count is missing, expected a number"),
+    ],
+)
+def test_damaged_files_are_told_with_their_line(name, old, new, text, tmp_path, capsys):
+    fill(tmp_path, ["base"])
+    path = tmp_path / name
+    path.write_text("" if old is None else path.read_text().replace(old, new, 1))
+    assert main([str(tmp_path)]) == 2
+    assert text in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("budget", ["nan", "-1", "7"])
+def test_a_budget_that_nothing_has_is_refused(budget, tmp_path, capsys):
+    fill(tmp_path, ["base"])
+    assert main([str(tmp_path), "--budget", budget]) == 2
+    assert f"budget {budget}" in capsys.readouterr().err.replace("=", " ")
 
 
 def test_bad_folders_are_refused(tmp_path, capsys):

@@ -119,3 +119,21 @@ def test_worms_that_do_not_show_twins_do_not_count(count):
     assert bool(shows.any())
     assert not bool(shows.all())
     torch.testing.assert_close(exchange[shows, 4, 5], torch.full((int(shows.sum()),), 0.5), atol=1e-8, rtol=0)
+
+
+@pytest.mark.parametrize("count", [2, 3, 6])
+def test_of_an_answer_that_is_no_optimum_the_better_one_is_found(count):
+    """A hundred nats away all sets that undo a part are better than the answer: the best of them counts."""
+    connectome = network(EDGES, 5)
+    worms, _, _ = make(connectome, count, steps=300, known=0.0, eta=1.0)
+    truth = torch.arange(5).expand(count, 5).clone()
+    free = torch.eye(5, dtype=torch.bool).expand(count, 5, 5).clone()
+    free[:, 1, 3] = free[:, 3, 1] = True
+    traces = worms.traces.gather(2, worms.truth.argsort(1).unsqueeze(1).expand_as(worms.traces))
+    worms = dataclasses.replace(worms, traces=traces, allowed=free, known=free.sum(-1) == 1, truth=truth)
+    search = ExchangeSearch(CollapsedEvidence.of_worms(worms, connectome), free, worms.logits)
+    for wrong in ((0,), tuple(range(count))):
+        answer = swapped(truth, 1, 3, wrong)
+        assert float(search.gains(answer)[0].max()) > 100
+        # the bound on the odds leaves e^-30
+        torch.testing.assert_close(with_exchanges(onehot(answer), answer, search, worms), onehot(truth), atol=1e-10, rtol=0)
