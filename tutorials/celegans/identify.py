@@ -26,6 +26,7 @@ from tutorials.celegans.connectome import load_connectome
 from tutorials.celegans.evidence import CollapsedEvidence
 from tutorials.celegans.exchange import ExchangeSearch
 from tutorials.celegans.model import collapsed_model, full_model
+from tutorials.celegans.twins import with_exchanges
 from tutorials.celegans.worms import accuracy, chance_accuracy, simulate
 from tutorials.page import Page
 
@@ -197,20 +198,27 @@ page.show("4_marginals", figure)
 # Here the answer has the truth's log evidence and still a wrong pair: two neurons with the same partners, whose names can be
 # exchanged in both worms at once without any change. Nothing in the data tells them apart, so each name deserves one half.
 # Neither the guide, which sits around one of the two, nor swaps within a single worm, which would have to pass through
-# states where the worms disagree, say so. `search.gains(index)` lists such exchanges, those of gain zero.
+# states where the worms disagree, say so. `search.gains(index)` lists such exchanges, those of gain zero; `with_exchanges`
+# multiplies the marginals by the probabilities that they imply.
 
-# %% mystnb={"image": {"alt": "reliability curves of the guide and of the chain"}}
-figure, axes = plt.subplots(1, 2, figsize=(8, 3.8), layout="constrained")
-for ax, (title, marginals) in zip(axes, {"guide": by_svi, "chain": by_mcmc}.items(), strict=True):
+# %% mystnb={"image": {"alt": "reliability curves of the guide, of the chain, and of the guide with exchanges put in"}}
+mixed = with_exchanges(by_svi, pgs.to_index(answer), search, worms)
+figure, axes = plt.subplots(1, 3, figsize=(11, 3.8), layout="constrained")
+for ax, (title, marginals) in zip(axes, {"guide": by_svi, "chain": by_mcmc, "guide, exchanges": mixed}.items(), strict=True):
     curve = pgs.reliability(marginals, truth, rows=~worms.known)
     plotting.plot_reliability(curve, ax=ax)
     ax.set_title(f"{title}: calibration error {curve.calibration_error:.3f}")
 page.show("5_reliability", figure)
-sure = by_svi.amax(-1)[~worms.known] > 0.9
 correct = (by_svi.argmax(-1) == index)[~worms.known]
-share = float(correct[sure].double().mean())
-print(f"{int(sure.sum())} of {len(sure)} unknown neurons get more than .9; {share:.3f} of these are right")
+for title, marginals in {"guide": by_svi, "guide, exchanges put in": mixed}.items():
+    sure = marginals.amax(-1)[~worms.known] > 0.9
+    share = float(correct[sure].double().mean())
+    print(f"{title}: {int(sure.sum())} of {len(sure)} unknown neurons get more than .9; {share:.3f} of these are right")
 
+# %% [markdown]
+# Where the search has not found the optimum, exchanges do not tell of all the doubt that is due. Then simulate worms like
+# yours with the answer as their truth, fit them in the same way, and correct by what you see: `pgs.recalibrate`, or
+# `--simulations` of the command below.
 
 # %% [markdown]
 # ## Your own worms

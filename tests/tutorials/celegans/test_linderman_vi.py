@@ -5,9 +5,11 @@ import torch
 from padded import show_less
 from test_baselines import small_connectome
 
+from tutorials.celegans.baselines import fit_rounding_vi
 from tutorials.celegans.baselines.map_faq import mask_center
 from tutorials.celegans.baselines.rounding_vi import TEMPERATURE, rounded
 from tutorials.celegans.baselines.stick_breaking_vi import Sticks
+from tutorials.celegans.svi import Ascent
 from tutorials.celegans.worms import simulate
 
 
@@ -50,3 +52,19 @@ def test_sticks_start_on_the_mask(data):
     P = sticks.matrix(sticks.inverse(start))
     torch.testing.assert_close(P, start, atol=1e-6, rtol=0)
     assert float(P[~worms.allowed].sum()) < 0.01 * P.sum()
+
+
+def test_a_run_that_leaves_the_polytope_ends_with_what_it_has(data, monkeypatch):
+    connectome, worms = data
+    step, count = Ascent.step, iter(range(100))
+
+    def fails(self, *args):
+        if next(count) == 5:
+            torch.linalg.cholesky(-torch.eye(2))
+        step(self, *args)
+
+    monkeypatch.setattr(Ascent, "step", fails)
+    result = fit_rounding_vi(worms, connectome, steps=20)
+    assert result.extra == {"steps": 6.0, "diverged": 1.0}
+    torch.testing.assert_close(result.marginals.sum(-1), torch.ones_like(result.marginals[..., 0]))
+    assert fit_rounding_vi(worms, connectome, steps=3).extra["diverged"] == 0.0

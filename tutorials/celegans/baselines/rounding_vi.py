@@ -154,7 +154,9 @@ def fit(
         initial: Shape (J, n), long: an allowed permutation that starts `INITIAL_LOGIT` above the rest. None starts flat.
 
     Returns:
-        Marginals are averages of matchings of draws; the objective is the ELBO, averaged since the last snapshot.
+        Marginals are averages of matchings of draws; the objective is the ELBO, averaged since the last snapshot. Where
+        draws have left the polytope so far that the evidence cannot be computed, the run ends with what it has;
+        ``extra["diverged"]`` says so.
 
     Raises:
         ValueError: If there is no limit, one is not positive, or ``initial`` is not allowed.
@@ -167,11 +169,16 @@ def fit(
     guide = RoundingGuide(allowed, start)
     ascent = Ascent(rounding_model, guide, seed=seed, loss=TraceMeanField_ELBO())
     center = mask_center(allowed)
+    diverged = False
     for _ in run:
-        ascent.step(falling(*STEP_SIZES, run.fraction), evidence, allowed, center, worms.logits)
+        try:
+            ascent.step(falling(*STEP_SIZES, run.fraction), evidence, allowed, center, worms.logits)
+        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+            diverged = True
+            break
         if run.due:
             run.record(ascent.elbo(), guide.mode())
     marginals = guide.hard(MARGINAL_SAMPLES).double().mean(0)
     index = match_allowed(marginals, allowed)
-    extra = {"steps": float(run.step)}
+    extra = {"steps": float(run.step), "diverged": float(diverged)}
     return Identification("rounding VI", marginals, index, run.history, run.seconds, extra)
