@@ -15,6 +15,10 @@ from pyro_gs.ops.logits import check_floating, check_square, describe, first_pos
 from pyro_gs.ops.matching import to_index
 
 
+_EDGE = 1e-6
+"""Probabilities of one half among twins come out as .4999999999 or .5; they belong together."""
+
+
 @dataclass(frozen=True, eq=False)
 class Reliability:
     """Probabilities beside how often what they were given to is true, over bins of equal width that are not empty.
@@ -76,7 +80,7 @@ def reliability(
     Args:
         marginals: shape (..., n, n), posterior probability that a row is matched to a column; rows sum to one.
         truth: permutation matrices that broadcast to this shape.
-        bins: number of bins of [0, 1].
+        bins: number of bins of [0, 1]; a probability that is below an edge by rounding, 1e-6, counts above it.
         answer: permutation matrices, the answers whose probabilities are tested; by default each row's likeliest column.
         rows: bool, shape (..., n), broadcast: the rows that count, by default all.
 
@@ -113,7 +117,7 @@ def reliability(
             raise ValueError("rows must hold at least one True, but no row counts")
         sure, hit = sure[counted], hit[counted]
     sure, hit = sure.reshape(-1), hit.reshape(-1)
-    which = (sure * bins).long().clamp(max=bins - 1)
+    which = ((sure + _EDGE) * bins).long().clamp(max=bins - 1)
     count = torch.bincount(which, minlength=bins)
     used = count > 0
     total = [torch.zeros_like(count, dtype=sure.dtype).index_add(0, which, x)[used] / count[used] for x in (sure, hit)]

@@ -53,6 +53,13 @@ def test_bad_reliability(change, error, message):
         pgs.reliability(**({"marginals": torch.eye(2), "truth": torch.eye(2)} | change))
 
 
+def test_a_probability_on_an_edge_is_in_one_bin_whatever_its_rounding():
+    half = torch.tensor([0.5 - 1e-9, 0.5], dtype=torch.float64)
+    marginals = torch.stack([half, 1 - half], -1)
+    answer = torch.eye(2, dtype=torch.float64)
+    assert pgs.reliability(marginals, answer, answer=answer).count.tolist() == [2]
+
+
 def test_corrected_probabilities_are_calibrated_on_fresh_data():
     # The answer is right in 60 % of the pairs that say .95 and in 90 % of those that say .85: not even the order is right.
     generator = torch.Generator().manual_seed(1)

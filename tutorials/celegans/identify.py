@@ -207,7 +207,7 @@ figure, axes = plt.subplots(1, 3, figsize=(11, 3.8), layout="constrained")
 for ax, (title, marginals) in zip(axes, {"guide": by_svi, "chain": by_mcmc, "guide, exchanges": mixed}.items(), strict=True):
     curve = pgs.reliability(marginals, truth, rows=~worms.known)
     plotting.plot_reliability(curve, ax=ax)
-    ax.set_title(f"{title}: calibration error {curve.calibration_error:.3f}")
+    ax.set_title(f"{title}\ncalibration error {curve.calibration_error:.3f}")
 page.show("5_reliability", figure)
 correct = (by_svi.argmax(-1) == index)[~worms.known]
 for title, marginals in {"guide": by_svi, "guide, exchanges put in": mixed}.items():
