@@ -14,7 +14,6 @@ from pyro_gs.distributions.constraints import permutation
 from pyro_gs.ops.logits import check_floating, check_square, describe, first_position
 from pyro_gs.ops.matching import to_index
 
-
 _EDGE = 1e-6
 """Probabilities of one half among twins come out as .4999999999 or .5; they belong together."""
 
