@@ -26,6 +26,7 @@ include_patterns = [
     "tutorials/celegans/README.md",
     "tutorials/celegans/data/SOURCES.md",
     "benchmarks/README.md",
+    "benchmarks/results/celegans_sweep/tables.md",
     "CHANGELOG.md",
     "CONTRIBUTING.md",
 ]

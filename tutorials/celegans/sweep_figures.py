@@ -38,18 +38,19 @@ def _color(line: Line, shown: Shown) -> Any:
     return COLORS[line.title]
 
 
-def draw_all(folder: Path, found: Sequence[Shown], bins: pd.DataFrame) -> list[Path]:
-    """Draw everything that there is results of; the paths of the pictures."""
+def draw_all(folder: Path, found: Sequence[Shown], bins: pd.DataFrame) -> dict[str, list[Path]]:
+    """Draw everything that there is results of; the paths of the pictures by table, ``""`` for what several share."""
     with plt.rc_context({"figure.dpi": 120, "axes.spines.top": False, "axes.spines.right": False, "font.size": 9}):
-        paths = []
+        paths: dict[str, list[Path]] = {}
         curves = [shown for shown in found if shown.table.axis is not None]
         if curves:
-            paths.append(draw_curves(folder / "curves.png", curves))
+            paths[""] = [draw_curves(folder / "curves.png", curves)]
         for shown in found:
+            own = paths.setdefault(shown.name, [])
             if shown.table.axis is None:
-                paths.append(draw_panels(folder / f"{shown.name}.png", shown))
+                own.append(draw_panels(folder / f"{shown.name}.png", shown))
             if shown.name != "objectives":
-                paths.append(draw_reliability(folder / f"reliability_{shown.name}.png", shown, bins))
+                own.append(draw_reliability(folder / f"reliability_{shown.name}.png", shown, bins))
     return paths
 
 

@@ -113,6 +113,10 @@ def markdown(shown: Shown) -> str:
     return "\n\n".join(part.strip() for part in parts if part) + "\n"
 
 
+def _images(paths: Sequence[Path], about: str) -> list[str]:
+    return [f"![{path.stem.replace('_', ' ')}: {about}]({path.name})\n" for path in paths]
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Write ``tables.md`` and the pictures beside the CSVs; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m tutorials.celegans.tables", description=(__doc__ or "").split("\n")[0])
@@ -127,15 +131,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     found = [shown for name in TABLES if (shown := show(name, frame)) is not None]
     if len(found) > 1:
         found = [shown for shown in found if shown.name != "base"]  # its cell is in others
-    text = "\n".join(markdown(shown) for shown in found)
     try:
-        (args.folder / "tables.md").write_text(text, encoding="utf-8")
         pictures = draw_all(args.folder, found, bins)
+        parts = ["# Methods of identification, cell by cell\n", *_images(pictures.get("", []), "all settings")]
+        for shown in found:
+            parts += [markdown(shown), *_images(pictures[shown.name], shown.name)]
+        text = "\n".join(parts)
+        (args.folder / "tables.md").write_text(text, encoding="utf-8")
     except OSError as error:
         print(f"error: folder={str(args.folder)!r}: expected one that can be written to, got {error}", file=sys.stderr)
         return 2
     print(text)
-    print(f"tables.md, {', '.join(path.name for path in pictures)} in {args.folder}")
+    print(f"tables.md, {', '.join(path.name for paths in pictures.values() for path in paths)} in {args.folder}")
     return 0
 
 
