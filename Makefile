@@ -10,6 +10,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 CELEGANS ?=
 SWEEP ?= --jobs 2
+# both cores, a file of tests at a time
+PYTEST ?= -n 2 --dist loadfile
 
 .PHONY: celegans celegans-seeds celegans-table1 celegans-table2 celegans-sweeps test docs lint types bench clean
 
