@@ -164,7 +164,8 @@ def test_a_potential_function_in_a_process(monkeypatch):
     ("name", "texts"), [("SwapMetropolis", ["acc. prob"]), ("HMCGibbs", ["step size", "moves acc. prob"])]
 )
 def test_the_progress_bar(name, texts, capsys, monkeypatch):
-    monkeypatch.delenv("CI", raising=False)  # in which Pyro draws none
+    for name_of in ("CI", "PYTEST_XDIST_WORKER"):  # in which Pyro draws none
+        monkeypatch.delenv(name_of, raising=False)
     mcmc = MCMC(KERNELS[name](), 20, 10)
     mcmc.run(DATA)
     shown = capsys.readouterr().err
