@@ -90,8 +90,8 @@ def cross_entropy(log_p: Tensor, target: Tensor, mask: Tensor | None = None) -> 
 def gumbel_matching_nll(logits: Tensor, target: Tensor, mask: Tensor | None = None, *, num_particles: int = 1000) -> Tensor:
     """``-log p(target)`` under the law of the matching ``M(X + eps)``, the zero-temperature limit of Gumbel-Sinkhorn.
 
-    The likelihood of whole permutations, in nats. Exact for sets of up to three pieces, above an estimate that varies from call
-    to call, for at most 32 pieces (:class:`pyro_gs.GumbelMatching`); for more take :func:`cross_entropy`.
+    The likelihood of whole permutations, in nats. Exact for sets of up to three pieces, above an estimate that varies from
+    call to call, for at most 32 pieces (:class:`pyro_gs.GumbelMatching`); for more take :func:`cross_entropy`.
 
     Args:
         logits: shape (..., n, n), float32 or float64, as of ``ScoreNetwork``.

@@ -28,8 +28,8 @@ class ScoreNetwork(nn.Module):
         TypeError: an argument is no module.
 
     Example:
-        Which of the known ``levels`` does each reading belong to? The guide's logits are a function of the readings, so
-        new readings need no new fit.
+        Which of four known ``levels`` is each reading of? The guide's logits are a function of the readings, which are new
+        at every step.
 
         >>> import pyro, torch
         >>> import pyro.distributions as dist
@@ -37,18 +37,19 @@ class ScoreNetwork(nn.Module):
         >>> from pyro_gs import AutoGumbelSinkhorn, UniformPermutation, relax, to_index
         >>> from pyro_gs.nn import EachItem, RowScores
         >>> _ = pyro.set_rng_seed(0)
-        >>> levels = torch.tensor([[-1.0], [0.0], [2.0]])
-        >>> def model(readings):  # (batch, 3, 1)
+        >>> levels = torch.tensor([[-1.0], [0.0], [1.0], [2.0]])
+        >>> def model(readings):  # (8, 4, 1)
         ...     with pyro.plate("batch", len(readings)):
-        ...         P = pyro.sample("P", UniformPermutation(3))
+        ...         P = pyro.sample("P", UniformPermutation(4))
         ...         pyro.sample("readings", dist.Normal(P @ levels, 0.3).to_event(2), obs=readings)
-        >>> network = ScoreNetwork(EachItem(nn.Sequential(nn.Linear(1, 16), nn.ReLU())), RowScores(16, 3))
-        >>> readings = levels[torch.rand(64, 3).argsort(-1)] + 0.3 * torch.randn(64, 3, 1)
+        >>> def draw():
+        ...     return levels[torch.rand(8, 4).argsort(-1)] + 0.3 * torch.randn(8, 4, 1)
+        >>> network = ScoreNetwork(EachItem(nn.Sequential(nn.Linear(1, 16), nn.ReLU())), RowScores(16, 4))
         >>> guide = AutoGumbelSinkhorn(model, temperature=0.5, logits=network)
         >>> svi = SVI(relax(model), guide, pyro.optim.Adam({"lr": 0.03}), Trace_ELBO())
-        >>> losses = [svi.step(readings) for _ in range(100)]
-        >>> to_index(guide.median(torch.tensor([[[2.1], [-0.8], [0.1]]] * 64))["P"])[0]  # of new readings
-        tensor([2, 0, 1])
+        >>> losses = [svi.step(draw()) for _ in range(60)]
+        >>> to_index(guide.median(torch.tensor([[1.9], [-0.8], [1.2], [0.1]]).expand(8, 4, 1))["P"])[0]
+        tensor([3, 0, 2, 1])
     """
 
     def __init__(self, items: nn.Module, scores: nn.Module, sets: nn.Module | None = None) -> None:
@@ -76,7 +77,8 @@ class SinkhornNetwork(nn.Module):
         layer: by default ``SinkhornLayer()``.
 
     Shapes:
-        items ``(..., n, *item)`` and mask (..., n) to (..., n, n), with a leading dimension if the layer has ``num_samples``.
+        items ``(..., n, *item)`` and mask (..., n) to (..., n, n), with a leading dimension if the layer has
+        ``num_samples``.
 
     Raises:
         TypeError: an argument is no module, or ``layer`` no :class:`SinkhornLayer`.
