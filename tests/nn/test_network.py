@@ -170,12 +170,13 @@ def test_learns_from_sets_of_different_sizes():
 
 
 LEVELS = torch.tensor([-1.5, -0.5, 0.5, 1.5])
+NOISE = 0.3
 
 
 def model(readings, levels):
     with pyro.plate("batch", len(readings), device=str(readings.device)):
         P = pyro.sample("P", pgs.UniformPermutation(4, torch.ones(4, 4, dtype=torch.bool, device=readings.device)))
-        pyro.sample("readings", dist.Normal(P @ levels[:, None], 0.5).to_event(2), obs=readings)
+        pyro.sample("readings", dist.Normal(P @ levels[:, None], NOISE).to_event(2), obs=readings)
 
 
 class OfReadings(nn.Module):
@@ -191,22 +192,26 @@ class OfReadings(nn.Module):
 
 def readings(batch):
     levels = LEVELS.to(torch.get_default_dtype())
-    return levels[torch.rand(batch, 4).argsort(-1)][..., None] + 0.5 * torch.randn(batch, 4, 1), levels
+    return levels[torch.rand(batch, 4).argsort(-1)][..., None] + NOISE * torch.randn(batch, 4, 1), levels
 
 
 def test_an_amortized_guide_learns():
-    """Marginals of readings never seen, against the enumerated posterior; without learning they are flat."""
+    """On readings never seen: marginals near the exact ones, of which a guide that has not learned knows nothing."""
     net = OfReadings(ScoreNetwork(mlp(), RowScores(32, 4)))
     guide = pgs.AutoGumbelSinkhorn(model, temperature=0.5, logits=net)
-    svi = SVI(pgs.relax(model, temperature=0.5), guide, Adam({"lr": 0.02}), Trace_ELBO())
-    for _ in range(100):
-        svi.step(*readings(16))
-    torch.manual_seed(1)
+    svi = SVI(pgs.relax(model, temperature=0.5), guide, Adam({"lr": 0.05}), Trace_ELBO())
     y, levels = readings(16)
-    log_p = -((y[:, :, 0, None] - levels) ** 2) / (2 * 0.5**2)
-    truth = pgs.GibbsPermutation(log_p).marginals()
-    found = guide.marginals(500, y, levels)["P"][0]
-    assert float((found - truth).abs().mean()) < 0.3 * float((0.25 - truth).abs().mean())
+    log_p = -((y[:, :, 0, None] - levels) ** 2) / (2 * NOISE**2)
+    truth = pgs.GibbsPermutation(log_p).marginals()  # exact for n = 4
+
+    def error():
+        return float((guide.marginals(500, y, levels)["P"][0] - truth).abs().mean())
+
+    before = error()
+    for _ in range(60):
+        svi.step(*readings(16))
+    assert error() < 0.5 * before
+    assert (guide.median(y, levels)["P"] == pgs.matching(log_p)).all(-1).all(-1).double().mean() > 0.9
 
 
 # --- devices
@@ -234,8 +239,9 @@ def test_devices(placement):
             loss.backward()
             assert P.device.type == log_p.device.type == loss.device.type == device
             assert both.eval()(items).device.type == device
-        nll = gumbel_matching_nll(x[..., :3, :3], torch.eye(3, device=device), mask[:, [0, 3, 2]])
-        assert nll.device.type == device
+        three = torch.eye(3, device=device)
+        for of_pieces in (None, three[0] + three[1] > 0):
+            assert gumbel_matching_nll(x[..., :3, :3], three, of_pieces).device.type == device
         guide = pgs.AutoGumbelSinkhorn(
             model, logits=net, create_plates=lambda y, levels: pyro.plate("batch", len(y), device=str(y.device))
         )
