@@ -53,13 +53,13 @@ class SetAttention(nn.Module):
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Features of the pieces."""
         check_features(x, self.into.in_features)
-        lead, padding = x.shape[:-1], None
+        batch, padding = x.shape[:-2], None
         if mask is not None:
-            mask = check_mask(mask, lead)
+            mask = check_mask(mask, x.shape[:-1])
             x = zero_padded(x, mask)
-            padding = ~mask.reshape(-1, lead[-1])
-        h = self.into(x.reshape(-1, *x.shape[-2:]))
-        for block in self.blocks:
+            padding = ~mask.reshape(batch.numel(), x.shape[-2])
+        h = self.into(x.reshape(batch.numel(), *x.shape[-2:]))
+        for block in self.blocks if batch.numel() else ():  # torch's attention fails on an empty batch with a mask
             h = block(h, src_key_padding_mask=padding)
-        out: Tensor = self.out(h).reshape(*lead, -1)
+        out: Tensor = self.out(h).reshape(*x.shape[:-1], self.out.out_features)
         return out

@@ -46,12 +46,14 @@ class EachItem(nn.Module):
         """Features of every piece."""
         check_items(items, self.item_dim, mask=mask)
         lead = items.shape[: items.dim() - self.item_dim]
-        flat = items.reshape(-1, *items.shape[len(lead) :])
+        flat = items.reshape(lead.numel(), *items.shape[len(lead) :])
         if mask is None:
-            return self._features(flat).reshape(*lead, -1)
-        chosen = check_mask(mask, lead).reshape(-1)
-        found = self._features(flat[chosen])
-        return found.new_zeros(len(flat), found.shape[-1]).index_put((chosen,), found).reshape(*lead, -1)
+            found = self._features(flat)
+        else:
+            chosen = check_mask(mask, lead).reshape(-1)
+            real = self._features(flat[chosen])
+            found = real.new_zeros(len(flat), real.shape[-1]).index_put((chosen,), real)
+        return found.reshape(*lead, found.shape[-1])
 
     def _features(self, flat: Tensor) -> Tensor:
         out: Tensor = self.module(flat)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -9,7 +11,7 @@ from pyro_gs.nn.masks import mask_logits
 from pyro_gs.ops.gumbel import gumbel_noise
 from pyro_gs.ops.logits import check_count, check_logits, check_temperature
 from pyro_gs.ops.matching import matching
-from pyro_gs.ops.sinkhorn import default_tol, log_sinkhorn
+from pyro_gs.ops.sinkhorn import default_tol, log_sinkhorn, sinkhorn
 
 
 class SinkhornLayer(nn.Module):
@@ -98,7 +100,7 @@ class SinkhornLayer(nn.Module):
     def forward(self, logits: Tensor, mask: Tensor | None = None) -> Tensor:
         """The matrices."""
         z = self._perturbed(logits, mask)
-        soft = self._log_sinkhorn(z, logits.dtype).exp()
+        soft = self._solve(sinkhorn, z, logits.dtype)
         if self.hard:
             soft = matching(z).to(soft.dtype) + (soft - soft.detach())
         return self._with_samples(soft, logits)
@@ -108,7 +110,7 @@ class SinkhornLayer(nn.Module):
 
         With ``num_iters`` it is that of the truncated operator. ``hard`` plays no part.
         """
-        return self._with_samples(self._log_sinkhorn(self._perturbed(logits, mask), logits.dtype), logits)
+        return self._with_samples(self._solve(log_sinkhorn, self._perturbed(logits, mask), logits.dtype), logits)
 
     def _perturbed(self, logits: Tensor, mask: Tensor | None) -> Tensor:
         """Logits with the mask and, in training, with noise; float64 then, in which the noise is drawn."""
@@ -119,9 +121,9 @@ class SinkhornLayer(nn.Module):
             return logits
         return logits.double() + self.noise * gumbel_noise(self._shape(logits), logits)
 
-    def _log_sinkhorn(self, z: Tensor, dtype: torch.dtype) -> Tensor:
+    def _solve(self, operator: Callable[..., Tensor], z: Tensor, dtype: torch.dtype) -> Tensor:
         tol = default_tol(dtype) if self.num_iters is None else None
-        return log_sinkhorn(z, temperature=self.temperature, tol=tol, num_iters=self.num_iters).to(dtype)
+        return operator(z, temperature=self.temperature, tol=tol, num_iters=self.num_iters).to(dtype)
 
     def _shape(self, logits: Tensor) -> torch.Size:
         return logits.shape if self.num_samples is None else torch.Size((self.num_samples, *logits.shape))
