@@ -18,6 +18,9 @@ _POOLS = ("mean", "max")
 class EquivariantLinear(nn.Module):
     """``W x_i + V pool(x) + b`` for every piece (Zaheer et al. 2017).
 
+    Where linear scores follow directly, the pooled part is alike for all pieces, so it adds to columns and changes no
+    Sinkhorn matrix: put a nonlinearity in between, as :class:`DeepSets` of depth 2 has.
+
     Args:
         in_features: size of a piece's features.
         out_features: size of the result's.
@@ -68,7 +71,7 @@ class DeepSets(nn.Module):
         in_features: size of a piece's features.
         out_features: size of the result's.
         width: size in between.
-        depth: number of layers, at least 1.
+        depth: number of layers, at least 1; 1 is linear.
         pool: ``"mean"`` or ``"max"``.
 
     Shapes:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from sets import ENCODERS, FEATURES, MASK, ORDER, SCORES, N, networks
 
-from pyro_gs.nn import SinkhornLayer, SinkhornNetwork
+from pyro_gs.nn import EachItem, SinkhornLayer, SinkhornNetwork
 from pyro_gs.nn import layer as layer_module
 from pyro_gs.ops.gumbel import gumbel_noise
 
@@ -61,6 +61,22 @@ def test_networks(name, masked, training, tol, monkeypatch):
     assert torch.allclose(P.sum(-1), torch.ones(()), atol=10 * tol)
     assert torch.allclose(P.sum(-2), torch.ones(()), atol=10 * tol)
     assert torch.equal(P[0], P[1]) == (not training)  # draws of the noise
+
+
+@pytest.mark.parametrize("name", [name for name in ENCODERS if name != "batch norm"])
+def test_features_of_padded_sets(name, training, tol):
+    """Of negative numbers, which are below what pads."""
+    module = ENCODERS[name]().train(training)
+    x = -1 - torch.rand(3, N, FEATURES)
+    out = module(x.masked_fill(~MASK[..., None], torch.nan), MASK)
+    for one, mask, features in zip(x, MASK, out, strict=True):
+        assert torch.allclose(features[mask], module(one[mask]), atol=tol)
+
+
+def test_batch_norm_sees_pieces_only(tol):
+    x, norm = torch.randn(3, N, FEATURES), torch.nn.BatchNorm1d(FEATURES)
+    out = EachItem(norm)(x, MASK)
+    assert torch.allclose(out[MASK], torch.nn.functional.batch_norm(x[MASK], None, None, training=True), atol=tol)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
