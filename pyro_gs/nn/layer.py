@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pyro_gs.nn.masks import mask_logits
 from pyro_gs.ops.gumbel import gumbel_noise
-from pyro_gs.ops.logits import check_count, check_logits, check_temperature
+from pyro_gs.ops.logits import check_count, check_floating, check_logits, check_square, check_temperature
 from pyro_gs.ops.matching import matching
 from pyro_gs.ops.sinkhorn import default_tol, log_sinkhorn, sinkhorn
 
@@ -116,9 +116,11 @@ class SinkhornLayer(nn.Module):
         """Logits with the mask and, in training, with noise; float64 then, in which the noise is drawn."""
         if mask is not None:
             logits = mask_logits(logits, mask)
-        check_logits(logits)
+        check_square(logits, "logits")
+        check_floating(logits, "logits")
         if not self.training or self.noise == 0:
-            return logits
+            return logits  # whose values the operator looks at, under vmap too
+        check_logits(logits)
         return logits.double() + self.noise * gumbel_noise(self._shape(logits), logits)
 
     def _solve(self, operator: Callable[..., Tensor], z: Tensor, dtype: torch.dtype) -> Tensor:

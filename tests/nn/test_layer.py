@@ -116,6 +116,12 @@ def test_mask_logits():
     assert torch.equal(draws[:, 2, [0, 1, 2, 4]], torch.eye(N)[1:].expand(2, 4, N))
 
 
+def test_under_vmap(tol):
+    x = torch.randn(4, N, N)
+    layer = SinkhornLayer(0.5)
+    assert torch.allclose(torch.func.vmap(layer)(x), layer(x), atol=10 * tol)
+
+
 def test_float32_stays():
     x = torch.randn(2, N, N, dtype=torch.float32)
     layer = SinkhornLayer(0.5, noise=1.0)
@@ -143,6 +149,7 @@ def test_bad_options(options, error, text):
     ("logits", "mask", "error", "text"),
     [
         (torch.zeros(2, 3, 4), None, ValueError, "logits must be square"),
+        ([[0.0]], None, TypeError, "logits must be a torch.Tensor of shape .* but got list"),
         (torch.zeros(3, 3).long(), None, TypeError, "logits must have a floating dtype"),
         (torch.full((2, 3, 3), torch.nan), None, ValueError, r"logits of batch item 0 has the entry nan at row 0, column 0"),
         (torch.full((3, 3), torch.nan), torch.ones(3).bool(), ValueError, "logits has the entry nan"),
