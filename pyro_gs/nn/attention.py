@@ -12,8 +12,8 @@ from pyro_gs.ops.logits import check_count
 class SetAttention(nn.Module):
     """Blocks of self-attention in which every piece sees every other (Vaswani et al. 2017; for sets Lee et al. 2019).
 
-    Torch's :class:`torch.nn.TransformerEncoderLayer` with the norm first and no dropout, between two linear maps. The layer
-    norm forgets the scale of a piece's features: where it matters, as for numbers to sort, give it with its direction.
+    Torch's :class:`torch.nn.TransformerEncoderLayer` with the norm first and no dropout, between two linear maps. Attention
+    sees a piece's features up to their mean and scale (layer norm); the residual path keeps both.
 
     Args:
         in_features: size of a piece's features.
