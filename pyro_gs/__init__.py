@@ -1,5 +1,6 @@
 """Latent permutations for Pyro: Sinkhorn operators, Gumbel-Sinkhorn laws, guides and handlers."""
 
+from pyro_gs import nn
 from pyro_gs.calibration import Reliability, recalibrate, reliability
 from pyro_gs.distributions import constraints
 from pyro_gs.distributions.birkhoff import BirkhoffTransform, DivergenceError
@@ -123,6 +124,7 @@ __all__ = [
     "log_sinkhorn",
     "matching",
     "monte_carlo_kl",
+    "nn",
     "pad_logits",
     "permutation_posterior",
     "posterior_dict",
