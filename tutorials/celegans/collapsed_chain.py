@@ -223,11 +223,7 @@ class ExchangeChain(CollapsedSwapChain):
     confusion that all share, as the weights have learned it.
 
     Args:
-        evidence: The target: network, statistics and scales.
-        allowed: Shape (J, n, n), bool.
-        index: Shape (J, n), long: the start, allowed.
-        seed: Of all random numbers.
-        logits: Log-potentials of the prior, shape (J, n, n); None for the uniform law.
+        As of `CollapsedSwapChain`.
     """
 
     def __init__(
