@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import functools
-import hashlib
-import json
 import platform
-import subprocess
 import threading
 import time
 from collections.abc import Iterable, Sequence
@@ -17,7 +14,6 @@ from typing import Any, Literal, get_args
 import torch
 from threadpoolctl import threadpool_limits
 
-from pyro_gs import __version__
 from pyro_gs.infer.objective import Objective
 from tutorials.celegans.__main__ import CEILING_SHARE, METHODS, run_ceiling, run_method, takes_objective
 from tutorials.celegans.cells import Cell, Table, mean_candidates
@@ -26,8 +22,9 @@ from tutorials.celegans.evidence import CollapsedEvidence
 from tutorials.celegans.identification import Identification, Run, onehot
 from tutorials.celegans.report import reliability_curve, score
 from tutorials.celegans.worms import Worms, chance_accuracy
+from tutorials.provenance import Provenance, key_of, provenance_of
 
-__all__ = ["BINS", "SETTINGS", "Clock", "Job", "Provenance", "expand", "provenance", "run_job"]
+__all__ = ["BINS", "SETTINGS", "Clock", "Job", "expand", "provenance", "run_job"]
 
 Clock = Literal["cpu", "wall"]
 """What budgets are measured by: processor time of the worker, or wall-clock time."""
@@ -35,42 +32,19 @@ Clock = Literal["cpu", "wall"]
 BINS = 10
 """Bins of confidence in what is recorded for reliability curves."""
 
-_CODE = ("pyro_gs/*.py", "tutorials/celegans/*.py", "tutorials/celegans/data", ":!tutorials/celegans/tables.py")
+_CODE = (
+    "pyro_gs/*.py",
+    ":!pyro_gs/nn",
+    "tutorials/celegans/*.py",
+    "tutorials/celegans/data",
+    ":!tutorials/celegans/tables.py",
+)
 """Files whose changes make another version of the code, as patterns of Git."""
 
 
-@dataclass(frozen=True)
-class Provenance:
-    """The software behind a result.
-
-    Attributes:
-        version: Of the package.
-        commit: The last one that changed the code, with ``+`` and a hash of what has changed since, if anything has;
-            empty outside of a repository.
-        torch: Version of torch.
-    """
-
-    version: str
-    commit: str
-    torch: str
-
-
-@functools.cache
 def provenance() -> Provenance:
     """That of the software as it lies here; looked up once."""
-
-    def git(*arguments: str) -> str:
-        command = ["git", *arguments, "--", *_CODE]
-        folder = Path(__file__).resolve().parents[2]
-        return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        commit, changes = git("log", "-1", "--format=%h"), git("diff", "HEAD")
-    except (OSError, subprocess.CalledProcessError):
-        commit = changes = ""
-    if changes:
-        commit += "+" + hashlib.sha1(changes.encode()).hexdigest()[:8]
-    return Provenance(__version__, commit, torch.__version__)
+    return provenance_of(*_CODE)
 
 
 @dataclass(frozen=True)
@@ -106,7 +80,7 @@ class Job:
 
     def key(self, software: Provenance) -> str:
         """A short name of settings and software, the same on every machine: 16 hexadecimal digits."""
-        return hashlib.sha1(json.dumps(self.settings | asdict(software), sort_keys=True).encode()).hexdigest()[:16]
+        return key_of(self.settings, software)
 
 
 SETTINGS = tuple(Job(Cell(), 0, "chance").settings)

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from tutorials.celegans.__main__ import METHODS, build_parser, cell_of
 from tutorials.celegans.cells import Table
 from tutorials.celegans.jobs import expand
-from tutorials.celegans.sweep import report_failures, run
+from tutorials.celegans.sweep import run
+from tutorials.experiment import finish
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -23,25 +25,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.set_defaults(budget=90.0)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="one data set each")
     args = parser.parse_args(argv)
-    try:
+
+    def work() -> list[dict[str, Any]]:
         cell = cell_of(args)
         cell.data(args.seeds[0])  # refuses bad settings before there is a folder
         table = Table("", (cell,), tuple(args.methods), (args.objective,))
         jobs = expand([table], args.seeds, budget=args.budget, clock="wall")
         records = run(jobs, args.out, workers=1, progress=not args.quiet)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        _print_medians(records, args.methods)
+        return records
+
+    return finish(work)
+
+
+def _print_medians(records: Sequence[Mapping[str, Any]], methods: Sequence[str]) -> None:
     print("\n| method | median | lowest | highest | calibration error | seeds |\n| --- | --- | --- | --- | --- | --- |")
     done = [record for record in records if record["status"] == "done"]
-    for method in ("ceiling", *args.methods, "chance"):
+    for method in ("ceiling", *methods, "chance"):
         right = [record["accuracy"] for record in done if record["method"] == method]
         off = [record["calibration_error"] for record in done if record["method"] == method != "chance"]
         if right:
             title = METHODS[method][0] if method in METHODS else method
             spread = f"{statistics.median(right):.3f} | {min(right):.3f} | {max(right):.3f}"
             print(f"| {title} | {spread} | {f'{statistics.median(off):.3f}' if off else ''} | {len(right)} |")
-    return report_failures(records)
 
 
 if __name__ == "__main__":

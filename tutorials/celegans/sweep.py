@@ -8,24 +8,20 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
 import joblib
-from tqdm import tqdm
 
 from pyro_gs.infer.objective import OBJECTIVES
 from tutorials.celegans.__main__ import METHODS
 from tutorials.celegans.cells import TABLES
-from tutorials.celegans.jobs import SETTINGS, Clock, Job, expand, provenance, run_job
+from tutorials.celegans.jobs import Clock, Job, expand, provenance, run_job
 from tutorials.celegans.results import Results
+from tutorials.experiment import ANY, finish, run_jobs
 
 __all__ = ["build_parser", "main", "run"]
-
-ANY = "any"
-"""In place of a commit: whichever."""
 
 
 def run(
@@ -39,13 +35,7 @@ def run(
 ) -> list[dict[str, Any]]:
     """Run what is not there yet.
 
-    A job that the folder holds is not run again, unless it failed. It is the same only if all agrees that its result
-    depends on: data, seed, method, objective, budget, clock, versions and commit. Results that differ in any of these stay
-    in the folder beside the new ones.
-
-    Where the jobs run is joblib's matter: ``joblib.parallel_config`` around this call chooses processes of this machine, a
-    Dask cluster or any backend that is registered with joblib (``ray.util.joblib.register_ray()`` registers Ray). Each
-    worker must be a process that does one job at a time.
+    Jobs, folder and workers are as in `tutorials.experiment.run_jobs`.
 
     Args:
         jobs: In the order in which they start.
@@ -61,43 +51,17 @@ def run(
     Raises:
         ValueError: If another sweep has the folder open, or its log is damaged.
     """
-    software = provenance()
-    with Results(folder) as results:
-        found: dict[str, dict[str, Any]] = {}
-        accepted = {_settings(r): r for r in results.records.values() if ANY in reuse or r["commit"] in reuse}
-        for job in jobs:
-            key = job.key(software)
-            same = results.records.get(key) or accepted.get(_settings(job.settings))
-            if same is not None and same["status"] == "done":
-                found[key] = same
-        left = [job for job in jobs if job.key(software) not in found]
-        weights = {job.key(software): round(1000 * job.seconds) for job in left}  # whole numbers add up exactly
-        bar = tqdm(
-            total=sum(weights.values()),
-            desc=f"{len(left)} jobs, {len(found)} done before",
-            bar_format="{desc} {percentage:3.0f}%|{bar}| {elapsed}, {remaining} left{postfix}",
-            smoothing=0,
-            disable=not progress,
-        )
-        parallel = joblib.Parallel(n_jobs=workers, return_as="generator_unordered", batch_size=1)
-        try:
-            for count, record in enumerate(parallel(joblib.delayed(work)(job, software) for job in left), 1):
-                results.append(record)
-                found[record["key"]] = record
-                bar.update(weights[record["key"]])
-                bar.set_postfix_str(f"{count} of {len(left)}: {record['method']} {_outcome(record)}")
-        finally:
-            bar.close()
-            results.write_tables()
-    return [found[job.key(software)] for job in jobs]
-
-
-def _settings(record: Mapping[str, Any]) -> tuple[Any, ...]:
-    return tuple(record[name] for name in SETTINGS)
-
-
-def _outcome(record: dict[str, Any]) -> str:
-    return f"{record['accuracy']:.3f}" if record["status"] == "done" else "failed"
+    return run_jobs(
+        jobs,
+        folder,
+        work,
+        provenance(),
+        outcome="accuracy",
+        records=Results,
+        workers=workers,
+        reuse=reuse,
+        progress=progress,
+    )
 
 
 @contextlib.contextmanager
@@ -151,7 +115,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     tables = [TABLES[name].quick() if args.quick else TABLES[name] for name in args.tables]
     seeds = args.seeds or ([0, 1] if args.quick else [0, 1, 2, 3, 4])
-    try:
+
+    def work() -> list[dict[str, Any]]:
         if args.jobs < 1:
             raise ValueError(f"jobs={args.jobs}: expected an integer of at least 1")
         jobs = expand(tables, seeds, methods=args.methods, objectives=args.objectives, budget=args.budget, clock=args.clock)
@@ -159,31 +124,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         size = f"{seconds / 3600:.1f} hours" if seconds > 3600 else f"{seconds / 60:.1f} minutes"
         print(f"{len(jobs)} jobs, {size} of one core, into {args.out}")
         with _backend(args.backend, args.jobs):
-            records = run(jobs, args.out, reuse=args.reuse, progress=not args.quiet)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except BrokenProcessPool as error:
-        print(f"error: a worker died; the same command goes on from here. {error}", file=sys.stderr)
-        return 1
-    except OSError as error:  # a full disk, a cluster that does not answer
-        print(f"error: {error}; the same command goes on from here", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
-    return report_failures(records)
+            return run(jobs, args.out, reuse=args.reuse, progress=not args.quiet)
 
-
-def report_failures(records: Sequence[Mapping[str, Any]]) -> int:
-    """Print how a sweep ended; returns the exit status."""
-    failed = [record for record in records if record["status"] == "failed"]
-    print(f"{len(records) - len(failed)} of {len(records)} jobs are done")
-    for record in failed:
-        print(f"failed: {record['method']}, seed {record['seed']}: {record['error']}", file=sys.stderr)
-    if failed:
-        print("the same command tries them again", file=sys.stderr)
-    return 1 if failed else 0
+    return finish(work)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ import torch
 from tutorials.celegans import __main__, jobs
 from tutorials.celegans.cells import Cell, Table
 from tutorials.celegans.identification import Run
-from tutorials.celegans.jobs import SETTINGS, Job, Provenance, expand, provenance, run_job
+from tutorials.celegans.jobs import SETTINGS, Job, expand, provenance, run_job
+from tutorials.provenance import Provenance
 
 SMALL = Cell(worms=2, neurons=16, steps=60, eta=0.3)
 SOFTWARE = Provenance("1.0", "abc", "2.0")

@@ -4,8 +4,10 @@ import json
 import pytest
 
 from tutorials.celegans.cells import BASE
-from tutorials.celegans.jobs import Job, Provenance
-from tutorials.celegans.results import COLUMNS, Results, read_log
+from tutorials.celegans.jobs import Job
+from tutorials.celegans.results import COLUMNS, Results
+from tutorials.provenance import Provenance
+from tutorials.records import read_log
 
 SOFTWARE = Provenance("1.0", "abc", "2.0")
 
@@ -92,7 +94,7 @@ def test_a_later_success_replaces_a_failure_and_not_the_reverse(tmp_path):
 
 
 def test_two_sweeps_cannot_share_a_folder(tmp_path):
-    with Results(tmp_path), pytest.raises(ValueError, match="another sweep is writing there"):
+    with Results(tmp_path), pytest.raises(ValueError, match="another run is writing there"):
         Results(tmp_path)
 
 

@@ -6,11 +6,12 @@ from matplotlib import image
 
 from tutorials.celegans.__main__ import METHODS
 from tutorials.celegans.cells import TABLES
-from tutorials.celegans.jobs import Provenance, expand
+from tutorials.celegans.jobs import expand
 from tutorials.celegans.report import COLORS
 from tutorials.celegans.results import Results
 from tutorials.celegans.summaries import load, published, show
 from tutorials.celegans.tables import main
+from tutorials.provenance import Provenance
 
 SOFTWARE = Provenance("1.0", "abc", "2.0")
 SEEDS = (0, 1, 2)
