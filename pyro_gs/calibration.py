@@ -38,7 +38,7 @@ class Reliability:
 
     @property
     def calibration_error(self) -> float:
-        """Expected calibration error (Naeini et al. 2015): mean gap between confidence and accuracy over answers."""
+        """Mean gap between confidence and accuracy over answers, the expected calibration error (Naeini et al. 2015)."""
         return float((self.count * (self.confidence - self.accuracy).abs()).sum() / self.count.sum())
 
     def corrected(self, confidence: Tensor) -> Tensor:
