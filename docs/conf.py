@@ -53,9 +53,20 @@ _SITES = {
 intersphinx_mapping = {name: (site, f"docs/inventories/{name}.txt") for name, site in _SITES.items()}
 
 nitpicky = True
-# names of unions and callables in annotations, and words before a colon that begin a description
-_ALIASES = ("Balance", "Bound", "Capacities", "Diagnostic", "Gradient", "InitLogits", "Law", "LogEvidence", "LogJoint", "Logits", "Method", "PosteriorDict", "Chain")
-_ALIASES += ("Network", "Objective", "Pool", "Score", "SiteTemperature", "SwapDelta")
+# names of unions and of callables in annotations
+_ALIASES = [
+    "Balance",
+    "Bound",
+    "Capacities",
+    "Chain",
+    "Diagnostic",
+    "Gradient",
+    "InitLogits",
+    "Law",
+    "LogEvidence",
+    "LogJoint",
+]
+_ALIASES += ["Logits", "Method", "Network", "Objective", "Pool", "PosteriorDict", "Score", "SiteTemperature", "SwapDelta"]
 nitpick_ignore_regex = [("py:class", rf"(.*\.)?({'|'.join(_ALIASES)})")]
 
 autodoc_member_order = "bysource"

@@ -28,6 +28,14 @@ class Reliability:
         count: shape (bins,), long: answers in the bin.
         confidence: shape (bins,): mean probability of these answers.
         accuracy: shape (bins,): share of them that is right.
+
+    Example:
+        >>> import torch
+        >>> from pyro_gs import reliability
+        >>> marginals = torch.tensor([[0.95, 0.05], [0.05, 0.95]])
+        >>> curve = reliability(marginals, torch.eye(2))
+        >>> curve.confidence, curve.accuracy, round(curve.calibration_error, 2)
+        (tensor([0.9500]), tensor([1.]), 0.05)
     """
 
     lower: Tensor

@@ -48,6 +48,14 @@ def test_every_documented_object_has_a_docstring(name):
         assert not missing, f"{name}: {missing}"
 
 
+@pytest.mark.parametrize("name", public())
+def test_every_public_object_has_an_example(name):
+    found = lookup(name)
+    if inspect.ismodule(found) or (inspect.isclass(found) and issubclass(found, (Warning, Exception))):
+        return
+    assert ">>> " in inspect.getdoc(found)
+
+
 def test_the_lists_are_sorted_and_right():
     for module in (pyro_gs, pyro_gs.nn):
         assert module.__all__ == sorted(module.__all__)

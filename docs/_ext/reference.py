@@ -8,8 +8,15 @@ from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 from sphinx.util.nodes import make_refnode
 
-_ELSEWHERE = {"Tensor": "torch.Tensor", "nn.Module": "torch.nn.Module", "Axes": "matplotlib.axes.Axes"}
-_ELSEWHERE |= {"HMC": "pyro.infer.mcmc.HMC", "Figure": "matplotlib.figure.Figure", "matplotlib.axes._axes.Axes": "matplotlib.axes.Axes"}
+_ELSEWHERE = {
+    "Axes": "matplotlib.axes.Axes",
+    "Figure": "matplotlib.figure.Figure",
+    "HMC": "pyro.infer.mcmc.HMC",
+    "Tensor": "torch.Tensor",
+    "matplotlib.axes._axes.Axes": "matplotlib.axes.Axes",
+    "nn.Module": "torch.nn.Module",
+}
+"""Full names of what other packages document."""
 
 
 def _resolve(app: Sphinx, env: BuildEnvironment, node: pending_xref, content: Element) -> Element | None:

@@ -52,6 +52,16 @@ class SinkhornSolution(NamedTuple):
         residual: largest error of a marginal, shape (...).
         iterations: Newton steps taken, shape (...), dtype long.
         converged: whether ``residual <= tol``, shape (...), dtype bool.
+
+    Example:
+        >>> import torch
+        >>> from pyro_gs import solve_sinkhorn
+        >>> solution = solve_sinkhorn(torch.tensor([[1.0, 0.0], [0.0, 0.0]]))
+        >>> solution.log_p.exp()
+        tensor([[0.6225, 0.3775],
+                [0.3775, 0.6225]])
+        >>> bool(solution.converged)
+        True
     """
 
     log_p: Tensor

@@ -125,6 +125,11 @@ def to_index(P: Tensor) -> Tensor:
 
     Raises:
         ValueError: an item is not a permutation matrix; the message names it.
+
+    Example:
+        >>> import torch
+        >>> to_index(torch.tensor([[0.0, 1.0], [1.0, 0.0]]))
+        tensor([1, 0])
     """
     check_square(P, "P")
     ones = P == 1
@@ -151,6 +156,12 @@ def to_matrix(index: Tensor, *, dtype: torch.dtype | None = None, device: torch.
     Raises:
         TypeError: ``index`` is not an integer tensor.
         ValueError: an item is not a permutation; the message names it.
+
+    Example:
+        >>> import torch
+        >>> to_matrix(torch.tensor([1, 0]))
+        tensor([[0., 1.],
+                [1., 0.]])
     """
     if not isinstance(index, Tensor) or index.dtype in (torch.bool,) or index.is_floating_point():
         kind = index.dtype if isinstance(index, Tensor) else type(index).__name__
