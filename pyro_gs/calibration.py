@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.optimize import isotonic_regression
 from torch import Tensor
 
 from pyro_gs.distributions.constraints import permutation
@@ -74,6 +73,8 @@ class Reliability:
             value = float(confidence[first_position(outside)] if confidence.dim() else confidence)
             raise ValueError(f"confidence must be within [0, 1], but has {value:g}")
         count, order, accuracy = (x.double().cpu().numpy() for x in (self.count, self.confidence, self.accuracy))
+        from scipy.optimize import isotonic_regression  # slow to load, so not with the package
+
         rates = isotonic_regression((count * accuracy + order) / (count + 1), weights=count + 1).x
         value = np.interp(confidence.detach().double().cpu().numpy(), order, rates)
         return torch.as_tensor(value, dtype=confidence.dtype, device=confidence.device)

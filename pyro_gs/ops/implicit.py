@@ -415,8 +415,11 @@ def _gauge(v: Tensor, support: Support, grounded: Tensor) -> tuple[Tensor, Tenso
     return at_ground.gather(-1, support.row_component.reshape(v.shape)), at_ground.gather(-1, label)
 
 
-# The solver looks at values, so torch.compile leaves it as it is.
-_solve_eagerly = torch.compiler.disable(Solve.apply)
+def _solve_eagerly(*args: Any) -> Any:
+    """``Solve.apply``, which looks at values, so that ``torch.compile`` leaves it as it is."""
+    if torch.compiler.is_compiling():
+        return torch.compiler.disable(Solve.apply)(*args)  # not at import, where it would load the whole compiler
+    return Solve.apply(*args)
 
 
 def scale(

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from pyro_gs.ops.batching import refuse_tracing
@@ -76,6 +75,7 @@ def solve_assignment(logits: Tensor) -> Tensor:
     scores = logits.detach().to("cpu", torch.float64).reshape(-1, n, n).numpy()
     index = np.empty(scores.shape[:2], dtype=np.int64)
     lapx = _lapx_solver()
+    from scipy.optimize import linear_sum_assignment  # slow to load, so not with the package
 
     def solve(start: int, stop: int) -> None:
         if lapx is not None:
