@@ -62,8 +62,8 @@ PHOTOGRAPHS = (
 """Photographs that lie in the packages with a clear licence; the only scientific one is of an eye.
 
 Left out are textures, and for want of a clear licence the moon, the motorcycles of Middlebury and the faces of LFW.
-scikit-learn's list of licences names the author of china.jpg beside flower.jpg too, but links to vultilion's page, which counts
-here.
+scikit-learn's list of licences names the author of china.jpg beside flower.jpg too, but links to vultilion's page, which
+counts here.
 """
 
 
