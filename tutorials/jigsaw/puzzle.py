@@ -15,8 +15,9 @@ __all__ = ["Puzzles", "cut", "join", "padded", "scrambled"]
 
 
 def padded(images: Tensor, k: int) -> Tensor:
-    """Pictures with zeros around them, so that their sides are multiples of k; of an odd number more at the bottom and
-    right.
+    """Pictures with zeros around them, so that their sides are multiples of k.
+
+    Where an odd number is missing, one more comes at the bottom and at the right.
 
     Args:
         images: Shape (..., height, width).
