@@ -11,8 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
+from torch.optim.lr_scheduler import OneCycleLR
 
 from pyro_gs import nn as gsnn
 from pyro_gs import to_matrix
@@ -185,7 +184,7 @@ def fitted(job: Job, checkpoints: Path | None, *, progress: bool = False) -> tup
         seed=job.seed,
         settings=job.settings,
         learning_rate=_LEARNING_RATE,
-        scheduler=functools.partial(_one_cycle, steps=job.steps),
+        scheduler=functools.partial(OneCycleLR, max_lr=_LEARNING_RATE, total_steps=job.steps),
         title=f"{job.k} x {job.k}, {METHODS[job.method]}" if progress else None,
     )
     return scores, layer
@@ -255,7 +254,3 @@ def run_job(job: Job, *, checkpoints: Path | None = None, progress: bool = False
         "train_seconds": trained - start,
         "test_seconds": done - trained,
     }
-
-
-def _one_cycle(optimizer: Optimizer, steps: int) -> LRScheduler:
-    return OneCycleLR(optimizer, _LEARNING_RATE, total_steps=steps)

@@ -11,8 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
+from torch.optim.lr_scheduler import OneCycleLR
 
 from pyro_gs.nn import SinkhornNetwork
 from tutorials.jigsaw.border import solve
@@ -23,7 +22,7 @@ from tutorials.jigsaw.puzzle import Puzzles, scrambled
 from tutorials.provenance import Provenance, key_of, provenance_of
 from tutorials.training import train
 
-__all__ = ["LEARNING_RATE", "METHODS", "Job", "answer_of", "expand", "fitted", "provenance", "run_job", "test_puzzles"]
+__all__ = ["METHODS", "Job", "answer_of", "expand", "fitted", "provenance", "run_job", "test_puzzles"]
 
 METHODS: dict[str, str] = {
     "chance": "chance",
@@ -31,9 +30,6 @@ METHODS: dict[str, str] = {
     **{name: kind.title for name, kind in NETWORKS.items()},
 }
 """Titles of methods by the name that ``--methods`` takes."""
-
-LEARNING_RATE = 1e-3
-"""The highest of a one-cycle schedule."""
 
 
 @dataclass(frozen=True)
@@ -159,8 +155,8 @@ def fitted(job: Job, checkpoints: Path | None, *, progress: bool = False) -> Sin
         path=None if checkpoints is None else checkpoints / f"{key_of(job.settings, provenance())}.pt",
         seed=job.seed,
         settings=job.settings,
-        learning_rate=LEARNING_RATE,
-        scheduler=functools.partial(_one_cycle, steps=job.steps),
+        learning_rate=kind.learning_rate,
+        scheduler=functools.partial(OneCycleLR, max_lr=kind.learning_rate, total_steps=job.steps),
         title=f"{job.data}, {job.k} x {job.k}, {METHODS[job.method]}" if progress else None,
     )
     return network
@@ -204,7 +200,3 @@ def answer_of(job: Job, network: SinkhornNetwork | None, puzzles: Puzzles) -> Te
         return solve(puzzles.pieces, DATA[job.data].outside)
     generator = torch.Generator().manual_seed(job.seed + 1)  # others than the puzzles' own
     return torch.rand(puzzles.index.shape, generator=generator).argsort(-1).to(puzzles.index.device)
-
-
-def _one_cycle(optimizer: Optimizer, steps: int) -> LRScheduler:
-    return OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps)

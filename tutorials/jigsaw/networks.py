@@ -34,6 +34,7 @@ class Kind:
         loss: ``"picture"``, squared error of the joined picture (the paper's), or ``"order"``, cross entropy of log P.
         noise: Factor of the Gumbel noise in training.
         temperature: Of the Sinkhorn layer in training.
+        learning_rate: The highest of a one-cycle schedule.
     """
 
     title: str
@@ -41,20 +42,24 @@ class Kind:
     loss: Loss
     noise: float
     temperature: float
+    learning_rate: float
 
 
 NETWORKS: dict[str, Kind] = {
-    "sinkhorn": Kind("Sinkhorn (paper)", "none", "picture", 0.0, 1.0),
-    "gumbel": Kind("Gumbel-Sinkhorn (paper)", "none", "picture", 1.0, 1.0),
-    "dense": Kind("dense (DeepPermNet-like)", "dense", "order", 0.0, 1.0),
-    "row-order": Kind("rows, cross entropy", "none", "order", 0.0, 1.0),
-    "row-order-gumbel": Kind("rows, cross entropy, Gumbel", "none", "order", 1.0, 1.0),
-    "deepsets": Kind("DeepSets, cross entropy", "deepsets", "order", 0.0, 1.0),
-    "attention-picture": Kind("attention, squared error", "attention", "picture", 0.0, 1.0),
-    "attention": Kind("attention, cross entropy", "attention", "order", 0.0, 1.0),
-    "attention-gumbel": Kind("attention, cross entropy, Gumbel", "attention", "order", 1.0, 1.0),
+    "dense": Kind("dense (DeepPermNet-like)", "dense", "order", 0.0, 1.0, 4e-3),
+    "sinkhorn": Kind("Sinkhorn (paper)", "none", "picture", 0.0, 0.3, 4e-3),
+    "gumbel": Kind("Gumbel-Sinkhorn (paper)", "none", "picture", 1.0, 1.0, 4e-3),
+    "row-order": Kind("rows, cross entropy", "none", "order", 0.0, 1.0, 4e-3),
+    "row-order-gumbel": Kind("rows, cross entropy, Gumbel", "none", "order", 1.0, 1.0, 4e-3),
+    "deepsets": Kind("DeepSets, cross entropy", "deepsets", "order", 0.0, 1.0, 1e-3),
+    "attention-picture": Kind("attention, squared error", "attention", "picture", 0.0, 0.3, 1e-3),
+    "attention": Kind("attention, cross entropy", "attention", "order", 0.0, 1.0, 1e-3),
+    "attention-gumbel": Kind("attention, cross entropy, Gumbel", "attention", "order", 1.0, 1.0, 1e-3),
 }
-"""Methods that are trained, by the name that ``--methods`` takes."""
+"""Methods that are trained, by the name that ``--methods`` takes.
+
+Temperatures of 0.1, 0.3, 1 and 3 and learning rates of 0.001, 0.002 and 0.004 were compared on validation digits in 3 x 3 pieces.
+"""
 
 
 def encoder(channels: int, height: int, width: int, features: int = _FEATURES) -> gsnn.EachItem:
