@@ -43,27 +43,34 @@ def test_the_encoder_takes_pieces_of_every_grid(size):
     assert encoder(3, size, size)(torch.zeros(2, 4, 3, size, size)).shape == (2, 4, 128)
 
 
-def any_wrong(name, steps):
+def looks_wrong(name, steps):
+    """Share of positions that look wrong, of validation digits in 4 x 4 pieces."""
     torch.manual_seed(0)
-    network = build(NETWORKS[name], 9, (1, 10, 10))
+    network = build(NETWORKS[name], 16, (1, 7, 7))
     train_on, test_on = (Stored(mnist(split)[0]) for split in ("train", "validation"))
     if steps:
-        objective = Training(network, NETWORKS[name].loss, train_on, 3, 32)
+        objective = Training(network, NETWORKS[name].loss, train_on, 4, 32)
         train(objective, steps, path=None, seed=0, settings={}, learning_rate=2e-3)
-    puzzles = scrambled(test_on.draw(200, generator()), 3, generator())
+    puzzles = scrambled(test_on.draw(200, generator()), 4, generator())
     return float(measure(puzzles, answers(network.eval(), puzzles.pieces)).equal_wrong.mean())
 
 
-# Of positions in 3 x 3 pieces of digits more than half look wrong by chance and untrained, and more than .3 by the dense network
-# after as many steps (below); networks that are trained here get below .25 in 80 steps.
+@pytest.fixture
+def _float32():
+    torch.set_default_dtype(torch.float32)  # half the time; the next test starts with its own
+
+
+# Measured: .38 and .37 with 60 steps, .63 of the dense network with as many, .74 to .78 without training.
+@pytest.mark.usefixtures("_float32")
 @pytest.mark.parametrize("name", ["sinkhorn", "attention"])
-def test_trained_networks_solve_most_of_a_digit(name):
-    assert any_wrong(name, 80) < 0.25
+def test_trained_networks_put_most_pieces_right(name):
+    assert looks_wrong(name, 60) < 0.45
 
 
+@pytest.mark.usefixtures("_float32")
 def test_an_untrained_and_a_dense_network_do_not():
-    assert any_wrong("attention", 0) > 0.5
-    assert any_wrong("dense", 80) > 0.3
+    assert looks_wrong("attention", 0) > 0.7
+    assert looks_wrong("dense", 60) > 0.55
 
 
 def test_another_number_of_pieces():

@@ -30,7 +30,7 @@ def test_padding_is_even_and_of_zeros():
     assert by_three.shape == (1, 30, 30)
     assert torch.equal(by_three[:, 1:29, 1:29], image)
     assert float(by_three.sum()) == 28 * 28
-    assert torch.equal(padded(torch.ones(1, 2, 2), 3)[:, :2, :2], torch.ones(1, 2, 2))  # one more at bottom and right
+    assert torch.equal(padded(torch.ones(1, 3, 3), 2)[:, :3, :3], torch.ones(1, 3, 3))  # one more at bottom and right
 
 
 def test_the_target_puts_pieces_in_order():
