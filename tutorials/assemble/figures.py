@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -31,7 +32,7 @@ def draw_tasks(path: Path, tasks: Tasks, columns: Mapping[str, Tensor]) -> Path:
         len(tasks.labels), len(drawn), figsize=(1.15 * len(drawn), 1.15 * len(tasks.labels) + 0.5), squeeze=False
     )
     for column, (title, parts) in zip(axes.T, drawn.items(), strict=True):
-        column[0].set_title(title.replace(", ", "\n").replace(" (", "\n("), fontsize=6)
+        column[0].set_title(textwrap.fill(title, 16), fontsize=6)
         for ax, picture in zip(column, join(parts), strict=True):
             show_picture(ax, picture)
     for ax, label in zip(axes[:, 0], tasks.labels.tolist(), strict=True):

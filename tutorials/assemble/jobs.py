@@ -153,17 +153,26 @@ def test_tasks(job: Job) -> Tasks:
 test_tasks.__test__ = False  # type: ignore[attr-defined]
 
 
-def judge(job: Job, checkpoints: Path | None, *, progress: bool = False) -> nn.Module:
+def judge(job: Job, checkpoints: Path | None, *, progress: bool = False) -> tuple[nn.Module, float]:
     """The classifier of a job, trained, or read from its checkpoint; the same for all jobs of a command.
 
     Args:
         job: The job.
         checkpoints: Folder; None for none.
         progress: Whether to draw a bar.
+
+    Returns:
+        The classifier, and the share of real test digits that it tells right.
     """
-    settings = {"classifier": True, "steps": job.classifier_steps, "device": job.device}
+    return _judge(job.classifier_steps, job.device, checkpoints, "classifier" if progress else None)
+
+
+@functools.cache
+def _judge(steps: int, device: str, checkpoints: Path | None, title: str | None) -> tuple[nn.Module, float]:
+    settings = {"classifier": True, "steps": steps, "device": device}
     path = None if checkpoints is None else checkpoints / f"{key_of(settings, provenance())}.pt"
-    return classifier.trained(job.classifier_steps, path=path, device=job.device, title="classifier" if progress else None)
+    network = classifier.trained(steps, path=path, device=device, title=title)
+    return network, classifier.accuracy_on_real(network)
 
 
 def fitted(job: Job, checkpoints: Path | None, *, progress: bool = False) -> tuple[LabelScores, gsnn.SinkhornLayer]:
@@ -232,7 +241,7 @@ def run_job(job: Job, *, checkpoints: Path | None = None, progress: bool = False
         ``target_l2``: mean absolute and mean squared difference to the target, a test picture of the label;
         ``real_accuracy``: of the classifier on real test digits; ``train_seconds`` and ``test_seconds`` of the wall clock.
     """
-    network = judge(job, checkpoints)
+    network, real_accuracy = judge(job, checkpoints)
     start = time.perf_counter()
     scores = fitted(job, checkpoints, progress=progress)[0] if job.method in NETWORKS else None
     trained = time.perf_counter()
@@ -250,7 +259,7 @@ def run_job(job: Job, *, checkpoints: Path | None = None, progress: bool = False
         "nearest_l2": float(l2.mean()),
         "target_l1": float(difference.abs().mean()),
         "target_l2": float(difference.square().mean()),
-        "real_accuracy": classifier.accuracy_on_real(network),
+        "real_accuracy": real_accuracy,
         "train_seconds": trained - start,
         "test_seconds": done - trained,
     }

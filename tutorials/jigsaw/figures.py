@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,7 +54,7 @@ def draw_solutions(path: Path, puzzles: Puzzles, answers: Sequence[Shown]) -> Pa
     figure, axes = plt.subplots(len(answers), 5, figsize=(8, 1.7 * len(answers)), squeeze=False)
     for row, shown in zip(axes, answers, strict=True):
         show_picture(row[0], join(puzzles.pieces[0]))
-        row[0].set_ylabel(shown.title.replace(" (", "\n("), fontsize=7)
+        row[0].set_ylabel(textwrap.fill(shown.title, 18), fontsize=7)
         if shown.network is None:
             row[1].axis("off")
             row[2].axis("off")
