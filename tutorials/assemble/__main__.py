@@ -6,6 +6,7 @@ python -m tutorials.assemble --jobs 2
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import sys
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_gs import nn as gsnn
+from pyro_gs.nn import SinkhornLayer, assemble
 from tutorials.assemble.figures import draw_tasks
 from tutorials.assemble.jobs import (
     METHODS,
@@ -30,7 +31,7 @@ from tutorials.assemble.jobs import (
     run_job,
     test_tasks,
 )
-from tutorials.assemble.network import NETWORKS
+from tutorials.assemble.network import NETWORKS, LabelScores
 from tutorials.assemble.sizes import SIZES
 from tutorials.experiment import ANY, finish, run
 from tutorials.markdown import spread, table
@@ -45,7 +46,7 @@ _COLUMNS = {
     "target_l1": "l1 to the target",
     "target_l2": "l2 to the target",
 }
-_DRAWN = 6  # tasks of the picture
+_DRAWN = 5  # tasks of the picture
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -79,40 +80,46 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the tasks; returns the exit status: 0, 1 if jobs or the machine failed, 2 if an argument is wrong."""
     args = build_parser().parse_args(argv)
-    return finish(functools.partial(_run, args))
+    with contextlib.ExitStack() as stack:
+        return finish(lambda: _run(args, stack.enter_context(joined(args.device))))
 
 
-def _run(args: argparse.Namespace) -> list[dict[str, Any]]:
+def _run(args: argparse.Namespace, device: torch.device) -> list[dict[str, Any]]:
     size = SIZES[args.size]
     if args.jobs < 1:
         raise ValueError(f"jobs={args.jobs}: expected an integer of at least 1")
-    with joined(args.device) as device:
-        jobs = expand(
-            size.grids if args.grids is None else args.grids,
-            args.methods or size.methods,
-            size.seeds if args.seeds is None else args.seeds,
-            steps=size.steps if args.steps is None else args.steps,
-            batch=args.batch,
-            tasks=size.tasks,
-            classifier_steps=size.classifier_steps,
-            device=str(device),
-        )
-        checkpoints, shown = args.out / "checkpoints", not args.quiet
-        judge(jobs[0], checkpoints, progress=shown)  # before jobs that run at once would each train it
-        work = functools.partial(run_job, checkpoints=checkpoints, progress=shown and args.jobs == 1)
-        records = run(
-            *(jobs, args.out, work, provenance()),
-            outcome="accuracy",
-            workers=args.jobs,
-            reuse=args.reuse,
-            progress=shown,
-        )
-        if rank() == 0:
-            text = _markdown(records)
-            (args.out / "tables.md").write_text(text, encoding="utf-8")
-            print(text)
-            paths = _draw(args.out, jobs, records, checkpoints)
-            print(f"results.csv, tables.md, {', '.join(path.name for path in paths)} in {args.out}")
+    jobs = expand(
+        size.grids if args.grids is None else args.grids,
+        args.methods or size.methods,
+        size.seeds if args.seeds is None else args.seeds,
+        steps=size.steps if args.steps is None else args.steps,
+        batch=args.batch,
+        tasks=size.tasks,
+        classifier_steps=size.classifier_steps,
+        device=str(device),
+    )
+    checkpoints, shown = args.out / "checkpoints", not args.quiet
+    judge(jobs[0], checkpoints, progress=shown)  # before jobs that run at once would each train it
+    work = functools.partial(run_job, checkpoints=checkpoints, progress=shown and args.jobs == 1)
+    records = run(
+        *(jobs, args.out, work, provenance()),
+        outcome="accuracy",
+        workers=args.jobs,
+        reuse=args.reuse,
+        progress=shown,
+    )
+    # of the first seed; processes of torchrun other than the first have no records, and a failure there has ended all
+    done = [record["status"] == "done" for record in records] or [True] * len(jobs)
+    drawn = [job for job, is_done in zip(jobs, done, strict=True) if is_done and job.seed == jobs[0].seed]
+    networks = {job: fitted(job, checkpoints) for job in drawn if job.method in NETWORKS}  # by all processes together
+    if rank() == 0:
+        text = _markdown(records)
+        (args.out / "tables.md").write_text(text, encoding="utf-8")
+        print(text)
+        paths = [
+            _draw(args.out, [job for job in drawn if job.k == k], networks) for k in dict.fromkeys(job.k for job in drawn)
+        ]
+        print(f"results.csv, tables.md, {', '.join(path.name for path in paths)} in {args.out}")
     return records
 
 
@@ -136,24 +143,18 @@ def _markdown(records: Sequence[Mapping[str, Any]]) -> str:
 
 
 @torch.no_grad()
-def _draw(folder: Path, jobs: Sequence[Job], records: Sequence[Mapping[str, Any]], checkpoints: Path) -> list[Path]:
-    """A picture for each grid, of the first seed."""
-    paths = []
-    for k in dict.fromkeys(job.k for job in jobs):
-        columns: dict[str, Tensor] = {}
-        tasks = test_tasks(replace(jobs[0], k=k, tasks=_DRAWN))
-        for job, record in zip(jobs, records, strict=True):
-            if job.k != k or job.seed != jobs[0].seed or record["status"] != "done":
-                continue
-            scores, title = None, METHODS[job.method]
-            if job.method in NETWORKS:
-                scores, layer = fitted(job, checkpoints)
-                P = layer.eval()(scores(tasks.pieces, tasks.labels))
-                columns[f"soft, {title}"] = gsnn.assemble(P, tasks.pieces, item_dim=3)
-            columns[title] = assembled(tasks, answer_of(job, scores, tasks))
-        if columns:
-            paths.append(draw_tasks(folder / f"assembled-{k}.png", tasks, columns))
-    return paths
+def _draw(folder: Path, jobs: Sequence[Job], networks: Mapping[Job, tuple[LabelScores, SinkhornLayer]]) -> Path:
+    """A picture of a grid."""
+    columns: dict[str, Tensor] = {}
+    tasks = test_tasks(replace(jobs[0], tasks=_DRAWN))
+    for job in jobs:
+        scores, title = None, METHODS[job.method]
+        if job in networks:
+            scores, layer = networks[job]
+            P = layer.eval()(scores(tasks.pieces, tasks.labels))
+            columns[f"soft, {title}"] = assemble(P, tasks.pieces, item_dim=3)
+        columns[title] = assembled(tasks, answer_of(job, scores, tasks))
+    return draw_tasks(folder / f"assembled-{jobs[0].k}.png", tasks, columns)
 
 
 if __name__ == "__main__":

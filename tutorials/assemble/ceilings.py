@@ -11,7 +11,7 @@ from tutorials.assemble.tasks import Digits, Tasks
 
 __all__ = ["best_for", "best_for_mean", "best_for_nearest", "nearest"]
 
-_CHUNK = 20  # tasks at a time against all pictures of a label, for memory
+_CHUNK = 10_000_000  # numbers in the logits of the tasks that are looked at together, for memory
 
 
 def best_for(pieces: Tensor, targets: Tensor) -> Tensor:
@@ -58,7 +58,8 @@ def best_for_nearest(tasks: Tasks, digits: Digits) -> Tensor:
     for label in tasks.labels.unique().tolist():
         pictures = digits.pieces_of(label).to(tasks.pieces).flatten(2)
         size = pictures.square().sum((1, 2))
-        for rows in (tasks.labels == label).nonzero()[:, 0].split(_CHUNK):
+        at_once = max(1, _CHUNK // (len(pictures) * pictures.shape[1] ** 2))
+        for rows in (tasks.labels == label).nonzero()[:, 0].split(at_once):
             pieces = tasks.pieces[rows].flatten(2)
             logits = pieces[:, None] @ pictures.mT  # (tasks, pictures, n, n)
             matrices = matching(logits)

@@ -6,6 +6,7 @@ python -m tutorials.jigsaw --jobs 2
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import sys
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,7 @@ from typing import Any
 
 import torch
 
+from pyro_gs.nn import SinkhornNetwork
 from tutorials.experiment import ANY, finish, run
 from tutorials.jigsaw.data import DATA
 from tutorials.jigsaw.figures import Shown, draw_solutions, draw_temperatures
@@ -64,69 +66,66 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the puzzles; returns the exit status: 0, 1 if jobs or the machine failed, 2 if an argument is wrong."""
     args = build_parser().parse_args(argv)
-    return finish(functools.partial(_run, args))
+    with contextlib.ExitStack() as stack:
+        return finish(lambda: _run(args, stack.enter_context(joined(args.device))))
 
 
-def _run(args: argparse.Namespace) -> list[dict[str, Any]]:
+def _run(args: argparse.Namespace, device: torch.device) -> list[dict[str, Any]]:
     size = SIZES[args.size]
     if args.jobs < 1:
         raise ValueError(f"jobs={args.jobs}: expected an integer of at least 1")
-    with joined(args.device) as device:
-        jobs = expand(
-            {data: args.grids or size.grids_of(data) for data in args.data},
-            args.methods or size.methods,
-            size.seeds if args.seeds is None else args.seeds,
-            steps=size.steps if args.steps is None else args.steps,
-            batch=args.batch,
-            puzzles=size.puzzles if args.puzzles is None else args.puzzles,
-            device=str(device),
-            folder=args.folder,
-        )
-        checkpoints = args.out / "checkpoints"
-        work = functools.partial(run_job, checkpoints=checkpoints, progress=not args.quiet and args.jobs == 1)
-        records = run(
-            jobs,
-            args.out,
-            work,
-            provenance(),
-            outcome="equal_any_wrong",
-            workers=args.jobs,
-            reuse=args.reuse,
-            progress=not args.quiet,
-        )
-        if rank() == 0:
-            _report(args.out, jobs, records, checkpoints)
+    jobs = expand(
+        {data: args.grids or size.grids_of(data) for data in args.data},
+        args.methods or size.methods,
+        size.seeds if args.seeds is None else args.seeds,
+        steps=size.steps if args.steps is None else args.steps,
+        batch=args.batch,
+        puzzles=size.puzzles if args.puzzles is None else args.puzzles,
+        device=str(device),
+        folder=args.folder,
+    )
+    checkpoints = args.out / "checkpoints"
+    work = functools.partial(run_job, checkpoints=checkpoints, progress=not args.quiet and args.jobs == 1)
+    records = run(
+        jobs,
+        args.out,
+        work,
+        provenance(),
+        outcome="equal_any_wrong",
+        workers=args.jobs,
+        reuse=args.reuse,
+        progress=not args.quiet,
+    )
+    shown = _shown(jobs, records)
+    networks = {job: fitted(job, checkpoints) for job in shown if job.method in NETWORKS}  # by all processes together
+    if rank() == 0:
+        text = markdown(records)
+        (args.out / "tables.md").write_text(text, encoding="utf-8")
+        print(text)
+        paths = [path for data in args.data for path in _draw(args.out, [x for x in shown if x.data == data], networks)]
+        print(f"results.csv, tables.md, {', '.join(path.name for path in paths)} in {args.out}")
     return records
 
 
-def _report(folder: Path, jobs: Sequence[Job], records: Sequence[Mapping[str, Any]], checkpoints: Path) -> None:
-    """Write and print the tables, and draw pictures from the networks of the first seed."""
-    text = markdown(records)
-    (folder / "tables.md").write_text(text, encoding="utf-8")
-    print(text)
-    done = {record["key"] for record in records if record["status"] == "done"}
-    paths = []
-    for data in dict.fromkeys(job.data for job in jobs):
-        k = max(job.k for job in jobs if job.data == data)
-        group = [job for job in jobs if job.data == data and job.k == k and job.seed == jobs[0].seed]
-        group = [job for job, record in zip(jobs, records, strict=True) if job in group and record["key"] in done]
-        paths += _draw(folder, data, group, checkpoints)
-    print(f"results.csv, tables.md, {', '.join(path.name for path in paths)} in {folder}")
+def _shown(jobs: Sequence[Job], records: Sequence[Mapping[str, Any]]) -> list[Job]:
+    """Those of the pictures: of the first seed, on the largest grid of each data set, if they are done."""
+    largest = {data: max(job.k for job in jobs if job.data == data) for data in {job.data for job in jobs}}
+    chosen = [job.seed == jobs[0].seed and job.k == largest[job.data] and job.method != "chance" for job in jobs]
+    # processes of torchrun other than the first have no records; a failure there has ended all
+    done = [record["status"] == "done" for record in records] or [True] * len(jobs)
+    return [job for job, *is_shown in zip(jobs, chosen, done, strict=True) if all(is_shown)]
 
 
-def _draw(folder: Path, data: str, jobs: Sequence[Job], checkpoints: Path) -> list[Path]:
-    jobs = [job for job in jobs if job.method != "chance"]
+def _draw(folder: Path, jobs: Sequence[Job], networks: Mapping[Job, SinkhornNetwork]) -> list[Path]:
     if not jobs:
         return []
     puzzles = test_puzzles(replace(jobs[0], puzzles=1))
-    shown = []
-    for job in jobs:
-        network = fitted(job, checkpoints) if job.method in NETWORKS else None
-        shown.append(Shown(METHODS[job.method], answer_of(job, network, puzzles), network))
-    paths = [draw_solutions(folder / f"solutions-{data}.png", puzzles, shown)]
-    last = next((x for x in reversed(shown) if x.network is not None), None)
-    if last is not None and last.network is not None:
-        paths.append(draw_temperatures(folder / f"temperatures-{data}.png", puzzles, last.network, last.title))
+    shown = [Shown(METHODS[job.method], answer_of(job, networks.get(job), puzzles), networks.get(job)) for job in jobs]
+    paths = [draw_solutions(folder / f"solutions-{jobs[0].data}.png", puzzles, shown)]
+    learned = [job for job in jobs if job in networks]
+    if learned:
+        path = folder / f"temperatures-{jobs[0].data}.png"
+        paths.append(draw_temperatures(path, puzzles, networks[learned[-1]], METHODS[learned[-1].method]))
     return paths
 
 
