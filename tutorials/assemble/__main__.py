@@ -29,7 +29,7 @@ from tutorials.assemble.jobs import (
     judge,
     provenance,
     run_job,
-    test_tasks,
+    tasks_of,
 )
 from tutorials.assemble.network import NETWORKS, LabelScores
 from tutorials.assemble.sizes import SIZES
@@ -146,7 +146,7 @@ def _markdown(records: Sequence[Mapping[str, Any]]) -> str:
 def _draw(folder: Path, jobs: Sequence[Job], networks: Mapping[Job, tuple[LabelScores, SinkhornLayer]]) -> Path:
     """A picture of a grid."""
     columns: dict[str, Tensor] = {}
-    tasks = test_tasks(replace(jobs[0], tasks=_DRAWN))
+    tasks = tasks_of(replace(jobs[0], tasks=_DRAWN))
     for job in jobs:
         scores, title = None, METHODS[job.method]
         if job in networks:

@@ -52,7 +52,7 @@ def trained(steps: int, *, path: Path | None, device: str = "cpu", title: str | 
             *(nn.Conv2d(16, 32, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2)),
             *(nn.Flatten(), nn.Linear(32 * 49, 128), nn.ReLU(), nn.Linear(128, 10)),
         ).to(device)
-    settings = {"what": "classifier", "device": device}
+    settings = {"what": "classifier", "device": torch.device(device).type}
     train(_Training(network, device), steps, path=path, seed=0, settings=settings, title=title)
     return network
 

@@ -20,6 +20,7 @@ from tutorials.assemble.ceilings import best_for, best_for_mean, best_for_neares
 from tutorials.assemble.network import NETWORKS, LabelScores, Training, answers, build
 from tutorials.assemble.tasks import Digits, Tasks
 from tutorials.jigsaw.puzzle import join
+from tutorials.pictures import Split
 from tutorials.provenance import Provenance, key_of, provenance_of
 from tutorials.training import train
 
@@ -34,7 +35,7 @@ __all__ = [
     "judge",
     "provenance",
     "run_job",
-    "test_tasks",
+    "tasks_of",
 ]
 
 METHODS: dict[str, str] = {
@@ -76,8 +77,8 @@ class Job:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """All of it."""
-        return asdict(self)
+        """All of it; of the device the kind, as processes of torchrun have one each."""
+        return {**asdict(self), "device": torch.device(self.device).type}
 
     @property
     def seconds(self) -> float:
@@ -140,17 +141,14 @@ def expand(
 
 
 @functools.cache
-def digits(split: str, k: int) -> Digits:
+def digits(split: Split, k: int) -> Digits:
     """Digits of a part of the data; once in a process."""
-    return Digits(split, k)  # type: ignore[arg-type]
+    return Digits(split, k)
 
 
-def test_tasks(job: Job) -> Tasks:
+def tasks_of(job: Job) -> Tasks:
     """The tasks that a job is measured on: the same for all methods."""
     return digits("test", job.k).draw(job.tasks, torch.Generator().manual_seed(job.seed)).to(job.device)
-
-
-test_tasks.__test__ = False  # type: ignore[attr-defined]
 
 
 def judge(job: Job, checkpoints: Path | None, *, progress: bool = False) -> tuple[nn.Module, float]:
@@ -169,7 +167,7 @@ def judge(job: Job, checkpoints: Path | None, *, progress: bool = False) -> tupl
 
 @functools.cache
 def _judge(steps: int, device: str, checkpoints: Path | None, title: str | None) -> tuple[nn.Module, float]:
-    settings = {"classifier": True, "steps": steps, "device": device}
+    settings = {"classifier": True, "steps": steps, "device": torch.device(device).type}
     path = None if checkpoints is None else checkpoints / f"{key_of(settings, provenance())}.pt"
     network = classifier.trained(steps, path=path, device=device, title=title)
     return network, classifier.accuracy_on_real(network)
@@ -245,7 +243,7 @@ def run_job(job: Job, *, checkpoints: Path | None = None, progress: bool = False
     start = time.perf_counter()
     scores = fitted(job, checkpoints, progress=progress)[0] if job.method in NETWORKS else None
     trained = time.perf_counter()
-    tasks = test_tasks(job)
+    tasks = tasks_of(job)
     parts = assembled(tasks, answer_of(job, scores, tasks))
     done = time.perf_counter()
     l1, l2 = nearest(parts, tasks.labels, digits("train", job.k))

@@ -20,7 +20,7 @@ from pyro_gs.nn import SinkhornNetwork
 from tutorials.experiment import ANY, finish, run
 from tutorials.jigsaw.data import DATA
 from tutorials.jigsaw.figures import Shown, draw_solutions, draw_temperatures
-from tutorials.jigsaw.jobs import METHODS, Job, answer_of, expand, fitted, provenance, run_job, test_puzzles
+from tutorials.jigsaw.jobs import METHODS, Job, answer_of, expand, fitted, provenance, puzzles_of, run_job
 from tutorials.jigsaw.networks import NETWORKS
 from tutorials.jigsaw.sizes import SIZES
 from tutorials.jigsaw.tables import markdown
@@ -119,7 +119,7 @@ def _shown(jobs: Sequence[Job], records: Sequence[Mapping[str, Any]]) -> list[Jo
 def _draw(folder: Path, jobs: Sequence[Job], networks: Mapping[Job, SinkhornNetwork]) -> list[Path]:
     if not jobs:
         return []
-    puzzles = test_puzzles(replace(jobs[0], puzzles=1))
+    puzzles = puzzles_of(replace(jobs[0], puzzles=1))
     shown = [Shown(METHODS[job.method], answer_of(job, networks.get(job), puzzles), networks.get(job)) for job in jobs]
     paths = [draw_solutions(folder / f"solutions-{jobs[0].data}.png", puzzles, shown)]
     learned = [job for job in jobs if job in networks]

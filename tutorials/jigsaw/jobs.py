@@ -22,7 +22,7 @@ from tutorials.jigsaw.puzzle import Puzzles, scrambled
 from tutorials.provenance import Provenance, key_of, provenance_of
 from tutorials.training import train
 
-__all__ = ["METHODS", "Job", "answer_of", "expand", "fitted", "provenance", "run_job", "test_puzzles"]
+__all__ = ["METHODS", "Job", "answer_of", "expand", "fitted", "provenance", "puzzles_of", "run_job"]
 
 METHODS: dict[str, str] = {
     "chance": "chance",
@@ -60,8 +60,9 @@ class Job:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """All but the folder."""
-        return {name: value for name, value in asdict(self).items() if name != "folder"}
+        """All but the folder; of the device the kind, as processes of torchrun have one each."""
+        settings = {name: value for name, value in asdict(self).items() if name != "folder"}
+        return {**settings, "device": torch.device(self.device).type}
 
     @property
     def seconds(self) -> float:
@@ -126,13 +127,10 @@ def expand(
     return [replace(job, seed=seed) for seed in seeds for job in jobs]
 
 
-def test_puzzles(job: Job) -> Puzzles:
+def puzzles_of(job: Job) -> Puzzles:
     """The puzzles that a job is measured on: the same for all methods."""
     generator = torch.Generator().manual_seed(job.seed)
     return scrambled(source(job.data, "test", job.folder).draw(job.puzzles, generator).to(job.device), job.k, generator)
-
-
-test_puzzles.__test__ = False  # type: ignore[attr-defined]
 
 
 def fitted(job: Job, checkpoints: Path | None, *, progress: bool = False) -> SinkhornNetwork:
@@ -143,7 +141,7 @@ def fitted(job: Job, checkpoints: Path | None, *, progress: bool = False) -> Sin
         checkpoints: Folder; None for none.
         progress: Whether to draw a bar.
     """
-    channels, height, width = test_puzzles(replace(job, puzzles=1)).pieces.shape[2:]
+    channels, height, width = puzzles_of(replace(job, puzzles=1)).pieces.shape[2:]
     kind = NETWORKS[job.method]
     with torch.random.fork_rng([]):
         torch.manual_seed(job.seed)
@@ -177,7 +175,7 @@ def run_job(job: Job, *, checkpoints: Path | None = None, progress: bool = False
     start = time.perf_counter()
     network = fitted(job, checkpoints, progress=progress) if job.method in NETWORKS else None
     trained = time.perf_counter()
-    puzzles = test_puzzles(job)
+    puzzles = puzzles_of(job)
     answer = answer_of(job, network, puzzles)
     done = time.perf_counter()
     return {**mean(measure(puzzles, answer)), "train_seconds": trained - start, "test_seconds": done - trained}

@@ -56,7 +56,7 @@ def test_all_methods_have_the_same_puzzles():
         *(("mnist", 2, "border", 0), ("mnist", 2, "gumbel", 0)),
         *(("photographs", 3, "border", 0), ("photographs", 3, "gumbel", 0)),
     ]
-    a, b, _, _, other, *_ = (jobs.test_puzzles(job).pieces for job in found)
+    a, b, _, _, other, *_ = (jobs.puzzles_of(job).pieces for job in found)
     assert bool((a == b).all())
     assert not bool((a == other).all())
 
@@ -92,4 +92,4 @@ def test_pictures_of_users(tmp_path, capsys):
 @pytest.mark.parametrize("data", ["mnist", "digits", "photographs"])
 def test_offline_data(data):
     found = expand({data: [2]}, ["chance"], [0], steps=1, batch=4, puzzles=5)
-    assert jobs.test_puzzles(found[0]).pieces.shape[:2] == (5, 4)
+    assert jobs.puzzles_of(found[0]).pieces.shape[:2] == (5, 4)
