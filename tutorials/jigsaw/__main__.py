@@ -22,11 +22,14 @@ from tutorials.jigsaw.data import DATA
 from tutorials.jigsaw.figures import Shown, draw_solutions, draw_temperatures
 from tutorials.jigsaw.jobs import METHODS, Job, answer_of, expand, fitted, provenance, puzzles_of, run_job
 from tutorials.jigsaw.networks import NETWORKS
+from tutorials.jigsaw.puzzle import Puzzles
 from tutorials.jigsaw.sizes import SIZES
 from tutorials.jigsaw.tables import markdown
 from tutorials.processes import joined, rank
 
 __all__ = ["build_parser", "main"]
+
+_SEEN = 20  # puzzles of which one is drawn
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -119,7 +122,7 @@ def _shown(jobs: Sequence[Job], records: Sequence[Mapping[str, Any]]) -> list[Jo
 def _draw(folder: Path, jobs: Sequence[Job], networks: Mapping[Job, SinkhornNetwork]) -> list[Path]:
     if not jobs:
         return []
-    puzzles = puzzles_of(replace(jobs[0], puzzles=1))
+    puzzles = _contrasted(puzzles_of(replace(jobs[0], puzzles=min(_SEEN, jobs[0].puzzles))))
     shown = [Shown(METHODS[job.method], answer_of(job, networks.get(job), puzzles), networks.get(job)) for job in jobs]
     paths = [draw_solutions(folder / f"solutions-{jobs[0].data}.png", puzzles, shown)]
     learned = [job for job in jobs if job in networks]
@@ -127,6 +130,12 @@ def _draw(folder: Path, jobs: Sequence[Job], networks: Mapping[Job, SinkhornNetw
         path = folder / f"temperatures-{jobs[0].data}.png"
         paths.append(draw_temperatures(path, puzzles, networks[learned[-1]], METHODS[learned[-1].method]))
     return paths
+
+
+def _contrasted(puzzles: Puzzles) -> Puzzles:
+    """The puzzle whose picture has the most contrast: crops of photographs may show a plain ground."""
+    best = puzzles.ordered.flatten(1).std(1).argmax()
+    return Puzzles(*(values[best][None] for values in (puzzles.pieces, puzzles.ordered, puzzles.index)))
 
 
 if __name__ == "__main__":
