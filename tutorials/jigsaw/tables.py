@@ -1,0 +1,42 @@
+"""Tables of results."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tutorials.jigsaw.data import DATA
+from tutorials.jigsaw.jobs import METHODS
+from tutorials.markdown import spread, table
+
+__all__ = ["COLUMNS", "markdown"]
+
+COLUMNS = {
+    "wrong": "wrong",
+    "any_wrong": "any wrong",
+    "kendall": "Kendall's tau",
+    "equal_wrong": "wrong, as pictures",
+    "equal_any_wrong": "any wrong, as pictures",
+    "equal_kendall": "tau, as pictures",
+    "l1": "l1",
+    "l2": "l2",
+}
+"""Titles of the columns by the name of the measure."""
+
+
+def markdown(records: Sequence[Mapping[str, Any]]) -> str:
+    """A section for each data set and grid: methods and their measures, median (lowest to highest) of the seeds."""
+    parts = []
+    done = [record for record in records if record["status"] == "done"]
+    for data, k in dict.fromkeys((record["data"], record["k"]) for record in done):
+        of_grid = [record for record in done if (record["data"], record["k"]) == (data, k)]
+        rows = []
+        for method in dict.fromkeys(record["method"] for record in of_grid):
+            found = [record for record in of_grid if record["method"] == method]
+            rows.append([METHODS[method], *(spread([record[name] for record in found], 3) for name in COLUMNS)])
+        steps = max(record["steps"] for record in of_grid)
+        about = f"{k} x {k} pieces; {DATA[data].about}; {of_grid[0]['puzzles']} test puzzles" + (
+            f"; {steps} steps of training" if steps else ""
+        )
+        parts.append(f"### {data}, {k} x {k}\n\n{about}.\n\n{table(['method', *COLUMNS.values()], rows)}\n")
+    return "\n".join(parts)
