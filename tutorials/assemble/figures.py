@@ -27,7 +27,7 @@ def draw_tasks(path: Path, tasks: Tasks, columns: Mapping[str, Tensor]) -> Path:
     Returns:
         The path.
     """
-    drawn = {"pieces": tasks.pieces, **columns, "target, not shown": tasks.targets}
+    drawn = {"pieces": tasks.pieces, **columns, "target, which networks do not see": tasks.targets}
     figure, axes = plt.subplots(
         len(tasks.labels), len(drawn), figsize=(1.15 * len(drawn), 1.15 * len(tasks.labels) + 0.5), squeeze=False
     )
