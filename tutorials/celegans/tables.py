@@ -14,23 +14,9 @@ from pathlib import Path
 from tutorials.celegans.cells import TABLES
 from tutorials.celegans.summaries import CORRECTED, GAIN, Shown, load, show
 from tutorials.celegans.sweep_figures import draw_all
+from tutorials.markdown import spread, table
 
 __all__ = ["main", "markdown"]
-
-
-def _figure(values: Sequence[float], digits: int) -> str:
-    """Median, and lowest and highest where there are several."""
-    if not values:
-        return ""
-    median, low, high = (
-        f"{round(x, digits) + 0.0:.{digits}f}" for x in (statistics.median(values), min(values), max(values))
-    )  # + 0.0: no minus before a zero
-    return median if len(values) == 1 else f"{median} ({low} to {high})"
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _accuracy_table(shown: Shown) -> str:
@@ -40,8 +26,8 @@ def _accuracy_table(shown: Shown) -> str:
         published = [shown.paper.get((cell, line.method)) for cell in cells]
         if any(x is not None for x in published):
             rows.append([f"{line.title}, published", *("" if x is None else f"{x:.2f}" for x in published)])
-        rows.append([line.title, *(_figure(shown.values(cell, line), 3) for cell in cells)])
-    return _table(["accuracy", *shown.labels], rows)
+        rows.append([line.title, *(spread(shown.values(cell, line), 3) for cell in cells)])
+    return table(["accuracy", *shown.labels], rows)
 
 
 def _column_table(shown: Shown, title: str, column: str, digits: int) -> str:
@@ -49,8 +35,8 @@ def _column_table(shown: Shown, title: str, column: str, digits: int) -> str:
     lines = shown.lines[1:]
     if not any(shown.values(cell, line, column) for cell in shown.table.cells for line in lines):
         return ""
-    rows = [[x.title, *(_figure(shown.values(cell, x, column), digits) for cell in shown.table.cells)] for x in lines]
-    return _table([title, *shown.labels], rows)
+    rows = [[x.title, *(spread(shown.values(cell, x, column), digits) for cell in shown.table.cells)] for x in lines]
+    return table([title, *shown.labels], rows)
 
 
 def _against_paper(shown: Shown) -> str:
