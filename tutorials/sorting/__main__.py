@@ -19,7 +19,14 @@ from tutorials.provenance import provenance_of
 from tutorials.sorting import digits, numbers
 from tutorials.sorting.digits import DigitsJob
 from tutorials.sorting.numbers import NumbersJob
-from tutorials.sorting.tables import digits_markdown, draw_numbers, draw_sorted, numbers_markdown, write_numbers
+from tutorials.sorting.tables import (
+    digits_markdown,
+    draw_numbers,
+    draw_sorted,
+    numbers_markdown,
+    numbers_summary,
+    write_numbers,
+)
 
 __all__ = ["build_parser", "main"]
 
@@ -162,12 +169,12 @@ def _numbers(args: argparse.Namespace, size: _Size, seeds: Sequence[int], device
     ]
     records = _run(jobs, folder, functools.partial(numbers.run_job, device=device), args, "any_wrong", "numbers")
     if any(record["status"] == "done" for record in records):
-        errors = numbers_markdown(records, "any")
-        positions = numbers_markdown(records, "wrong")
-        (folder / "tables.md").write_text(f"{errors}\n\n{positions}\n", encoding="utf-8")
+        summary = numbers_summary(records)
+        text = "\n\n".join([summary, numbers_markdown(records, "any"), numbers_markdown(records, "wrong")])
+        (folder / "tables.md").write_text(text + "\n", encoding="utf-8")
         write_numbers(folder / "numbers.csv", records)
         draw_numbers(folder / "numbers.png", records)
-        print(f"\n{errors}\n\ntables.md, numbers.csv, results.csv, numbers.png in {folder}\n")
+        print(f"\n{summary}\n\ntables.md, numbers.csv, results.csv, numbers.png in {folder}\n")
     return records
 
 

@@ -55,15 +55,17 @@ _FEATURES = 64
 _CHECKED = 100  # sets at once in a test
 
 METHODS = {
-    "published": Method("Sinkhorn, inverse target as published", "row", sweeps=20, inverse=True),
-    "published-gumbel": Method("Gumbel-Sinkhorn, likewise", "row", sweeps=20, noise=1.0, samples=5, inverse=True),
+    "published": Method("Sinkhorn, row of scores, 20 sweeps, inverse target", "row", sweeps=20, inverse=True),
+    "published-gumbel": Method(
+        "Gumbel-Sinkhorn, row of scores, 20 sweeps, inverse target", "row", sweeps=20, noise=1.0, samples=5, inverse=True
+    ),
     "row-20": Method("Sinkhorn, row of scores, 20 sweeps", "row", sweeps=20),
-    "row-20-gumbel": Method("Gumbel-Sinkhorn, likewise", "row", sweeps=20, noise=1.0, samples=5),
+    "row-20-gumbel": Method("Gumbel-Sinkhorn, row of scores, 20 sweeps", "row", sweeps=20, noise=1.0, samples=5),
     "row": Method("Sinkhorn, row of scores, converged", "row"),
-    "row-gumbel": Method("Gumbel-Sinkhorn, likewise", "row", noise=1.0, samples=5),
-    "row-squared": Method("Sinkhorn, row of scores, squared error", "row", loss="squared error"),
+    "row-gumbel": Method("Gumbel-Sinkhorn, row of scores, converged", "row", noise=1.0, samples=5),
+    "row-squared": Method("Sinkhorn, row of scores, converged, squared error", "row", loss="squared error"),
     "rank": Method("Sinkhorn, one number an item"),
-    "rank-gumbel": Method("Gumbel-Sinkhorn, likewise", noise=1.0, samples=5),
+    "rank-gumbel": Method("Gumbel-Sinkhorn, one number an item", noise=1.0, samples=5),
     "neuralsort": Method("NeuralSort", relaxation="neural_sort"),
     "softsort": Method("SoftSort", relaxation="soft_sort"),
     "odd-even": Method("diffsort, odd-even", relaxation="odd_even"),
@@ -139,7 +141,7 @@ def make_sorter(method: Method, n: int, seed: int, temperature: float, scale: in
             nn.Linear(64 * side * (PLACES * 28 // scale // 2 // 2), _FEATURES),
             nn.ReLU(),
         )
-        return Sorter(EachItem(cnn, item_dim=3), _FEATURES, n, method, temperature)
+        return Sorter(EachItem(cnn, item_dim=3), _FEATURES, n, method, temperature).float()
 
 
 @functools.cache

@@ -35,17 +35,22 @@ _HIDDEN = 32
 METHODS = {
     "paper": Method("Gumbel-Sinkhorn, the paper's form", "row", sweeps=20, noise=1.0, loss="squared error"),
     "paper-no-noise": Method("Sinkhorn, the paper's form", "row", sweeps=20, loss="squared error"),
-    "converged": Method("the same, converged", "row", loss="squared error"),
-    "converged-ce": Method("the same, cross entropy", "row"),
+    "converged": Method("row of scores, converged", "row", loss="squared error"),
+    "converged-ce": Method("row of scores, converged, cross entropy", "row"),
     "paper-standardized": Method(
-        "the paper's form, inputs standardized", "row", sweeps=20, noise=1.0, loss="squared error", standardized=True
+        "Gumbel-Sinkhorn, the paper's form, inputs standardized",
+        "row",
+        sweeps=20,
+        noise=1.0,
+        loss="squared error",
+        standardized=True,
     ),
     "position": Method("features of the position", "position"),
-    "position-standardized": Method("the same, inputs standardized", "position", standardized=True),
+    "position-standardized": Method("features of the position, inputs standardized", "position", standardized=True),
     "rank": Method("one number an item, linear", encoder="linear"),
-    "rank-gumbel": Method("the same, Gumbel noise", encoder="linear", noise=1.0),
+    "rank-gumbel": Method("one number an item, linear, Gumbel noise", encoder="linear", noise=1.0),
     "rank-mlp": Method("one number an item, MLP"),
-    "rank-mlp-standardized": Method("the same, inputs standardized", standardized=True),
+    "rank-mlp-standardized": Method("one number an item, MLP, inputs standardized", standardized=True),
     "neuralsort": Method("NeuralSort, MLP", relaxation="neural_sort"),
     "softsort": Method("SoftSort, MLP", relaxation="soft_sort"),
     "diffsort": Method("diffsort (odd-even), MLP", relaxation="odd_even"),
@@ -79,7 +84,7 @@ class NumbersJob:
     @property
     def seconds(self) -> float:
         """About how long it takes, on one core."""
-        return self.steps * 0.004 * (1 + self.n / 15) ** 1.5 + self.lists * 0.03
+        return float(self.steps * 0.004 * (1 + self.n / 15) ** 1.5 + self.lists * 0.03)
 
 
 class _Objective(nn.Module):
@@ -93,7 +98,7 @@ class _Objective(nn.Module):
     def forward(self, generator: torch.Generator, share: float) -> Tensor:
         """The loss of a batch."""
         device = next(self.parameters()).device
-        values = torch.rand(BATCH, self.n, generator=generator).to(device)
+        values = torch.rand(BATCH, self.n, generator=generator, dtype=torch.float32).to(device)
         return self.sorter.loss(values[..., None], ordering(values).to(values.dtype), item_dim=1)
 
 
@@ -105,14 +110,14 @@ def make_sorter(method: Method, n: int, seed: int) -> Sorter:
         linear = method.encoder == "linear"
         each = EachItem(nn.Identity() if linear else nn.Sequential(*mlp))
         items = Standardized(each) if method.standardized else each
-        return Sorter(items, 1 if linear else _HIDDEN, n, method, temperature=1.0)
+        return Sorter(items, 1 if linear else _HIDDEN, n, method, temperature=1.0).float()
 
 
 def draw_lists(interval: tuple[float, float], lists: int, n: int, generator: torch.Generator) -> Tensor:
     """Lists of numbers uniform on an interval, float32 (lists, n)."""
     low, high = interval
-    values: Tensor = low + (high - low) * torch.rand(lists, n, generator=generator)
-    return values
+    values: Tensor = torch.rand(lists, n, generator=generator, dtype=torch.float32)
+    return values.mul_(high - low).add_(low)
 
 
 def measure(sorter: Sorter, sizes: tuple[int, ...], lists: int) -> dict[str, float]:

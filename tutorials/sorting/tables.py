@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,15 @@ from tutorials.records import replace_csv
 from tutorials.sorting import digits, numbers
 from tutorials.sorting.methods import Sorter
 
-__all__ = ["digits_markdown", "draw_numbers", "draw_sorted", "numbers_markdown", "numbers_rows", "write_numbers"]
+__all__ = [
+    "digits_markdown",
+    "draw_numbers",
+    "draw_sorted",
+    "numbers_markdown",
+    "numbers_rows",
+    "numbers_summary",
+    "write_numbers",
+]
 
 Record = Mapping[str, Any]
 
@@ -60,6 +69,25 @@ def numbers_markdown(records: Sequence[Record], measure: str) -> str:
     return "\n\n".join(parts)
 
 
+def numbers_summary(records: Sequence[Record]) -> str:
+    """The share of lists with any error by length: on U(0, 1), and on that of the other intervals where it is largest."""
+    rows = numbers_rows(records)
+    sizes = sorted({row["n"] for row in rows})
+    parts = []
+    for title, trained_on in (("on U(0, 1)", True), ("on the worst other interval", False)):
+        lines = []
+        for name, method in numbers.METHODS.items():
+            worst: dict[int, dict[int, float]] = {n: {} for n in sizes}
+            for row in rows:
+                if row["method"] == name and (row["interval"] == "U(0, 1)") == trained_on:
+                    of_size = worst[row["n"]]
+                    of_size[row["seed"]] = max(row["any"], of_size.get(row["seed"], 0.0))
+            if any(worst.values()):
+                lines.append([method.title, *(spread(list(worst[n].values()), 3) for n in sizes)])
+        parts.append(table([f"{_MEASURES['any']} {title}", *(f"n = {n}" for n in sizes)], lines))
+    return "\n\n".join(parts)
+
+
 def digits_markdown(records: Sequence[Record]) -> str:
     """Tables of the shares of fully right test sets and of right positions, with the temperatures that were chosen."""
     done = [record for record in records if record["status"] == "done"]
@@ -97,6 +125,7 @@ def draw_numbers(path: Path, records: Sequence[Record]) -> None:
                     shares[i, j] = statistics.median(own)
         image = panel.imshow(shares, vmin=0, vmax=1, cmap="magma_r", aspect="auto")
         panel.set_title(f"n = {n}")
+        panel.set_facecolor("lightgray")  # not trained for
         panel.set_xticks(range(len(intervals)), intervals, rotation=90)
         panel.set_yticks(range(len(names)), [numbers.METHODS[name].title for name in names])
     figure.colorbar(image, ax=list(panels), label="lists with any error")
@@ -130,7 +159,7 @@ def draw_sorted(path: Path, sorters: Mapping[str, Sorter], n: int, scale: int, s
         soft = log_p.exp().reshape(-1, n, n)[0]
         panel = figure.add_subplot(grid[:, 1 + 2 * k])
         panel.imshow(soft, vmin=0, vmax=1, cmap="magma_r")
-        panel.set_title(digits.METHODS[name].title, fontsize=8)
+        panel.set_title(textwrap.fill(digits.METHODS[name].title, 28), fontsize=8)
         panel.set_xlabel("position", fontsize=8)
         panel.set_xticks([])
         panel.set_yticks([])
