@@ -143,7 +143,7 @@ def draw_sorted(path: Path, sorters: Mapping[str, Sorter], n: int, scale: int, s
     def column(place: int, order: Sequence[int], title: str, expected: Sequence[int]) -> None:
         for row, item in enumerate(order):
             panel = figure.add_subplot(grid[row, place])
-            panel.imshow(images[0, item, 0], cmap="gray_r", vmin=0, vmax=1)
+            panel.imshow(images[0, item, 0].numpy(), cmap="gray_r", vmin=0, vmax=1)
             panel.set_xticks([])
             panel.set_yticks([])
             if int(values[0, item]) != expected[row]:
@@ -158,7 +158,7 @@ def draw_sorted(path: Path, sorters: Mapping[str, Sorter], n: int, scale: int, s
             log_p = sorter.log_p(images.to(device)).cpu()
         soft = log_p.exp().reshape(-1, n, n)[0]
         panel = figure.add_subplot(grid[:, 1 + 2 * k])
-        panel.imshow(soft, vmin=0, vmax=1, cmap="magma_r")
+        panel.imshow(soft.numpy(), vmin=0, vmax=1, cmap="magma_r")
         panel.set_title(textwrap.fill(digits.METHODS[name].title, 28), fontsize=8)
         panel.set_xlabel("position", fontsize=8)
         panel.set_xticks([])
