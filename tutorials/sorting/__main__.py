@@ -32,7 +32,7 @@ __all__ = ["build_parser", "main"]
 
 _CODE = ("pyro_gs/*.py", "tutorials/sorting/*.py", "tutorials/pictures/*.py", "tutorials/training.py")
 
-_SHOWN = ("published-gumbel", "row-20-gumbel", "rank-gumbel", "neuralsort", "odd-even")
+_SHOWN = ("published-gumbel", "row-20-gumbel", "rank-gumbel", "neuralsort")
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class _Size:
 
 _SIZES = {
     "quick": _Size(20, 10, (5,), 10, 2, 20, (3,), _SHOWN),
-    "default": _Size(300, 200, (5, 15, 80), 300, 2, 500, (3, 5), _SHOWN),
+    "default": _Size(300, 200, (5, 15, 80), 300, 2, 500, (3, 5, 7), _SHOWN),
     "full": _Size(3000, 1000, numbers.SIZES, 3000, 1, 2000, (3, 5, 7, 9, 15), tuple(digits.METHODS)),
 }
 
@@ -82,8 +82,8 @@ def build_parser() -> argparse.ArgumentParser:
     size.add_argument("--quick", action="store_true", help="whether it runs at all, in a minute")
     size.add_argument("--full", action="store_true", help="all methods, sizes and pixels; days")
     parser.add_argument("--seeds", type=int, nargs="+", help="of networks and batches; 0 1 2, with --quick 0")
-    parser.add_argument("--methods", nargs="+", metavar="METHOD", help="see below; all of numbers, five of digits")
-    parser.add_argument("--sizes", type=int, nargs="+", metavar="N", help="of the sets of images; 3 5")
+    parser.add_argument("--methods", nargs="+", metavar="METHOD", help="see below; all of numbers, four of digits")
+    parser.add_argument("--sizes", type=int, nargs="+", metavar="N", help="of the sets of images; 3 5 7")
     parser.add_argument("--steps", type=int, help="of training; 300")
     parser.add_argument("--scale", type=int, choices=[1, 2], help="divisor of the images' resolution; 2")
     parser.add_argument("--jobs", type=int, default=1, help="how many at once; 1")
