@@ -107,15 +107,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         size = replace(size, image_sizes=tuple(args.sizes))
     seeds = args.seeds or ([0] if args.quick else [0, 1, 2])
 
-    def work() -> list[dict[str, Any]]:
+    try:
         _check(args, tasks, size, seeds)
-        records = []
         with joined(args.device) as device:
-            for task in tasks:
-                records += _TASKS[task](args, size, seeds, str(device))
-        return records
-
-    return finish(work)
+            return finish(lambda: [record for task in tasks for record in _TASKS[task](args, size, seeds, str(device))])
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
 
 
 def _check(args: argparse.Namespace, tasks: Sequence[str], size: _Size, seeds: Sequence[int]) -> None:
@@ -190,6 +188,8 @@ def _digits(args: argparse.Namespace, size: _Size, seeds: Sequence[int], device:
 
     tried = [job(name, chosen_at, seeds[0], temperature) for name in names for temperature in digits.TEMPERATURES]
     trials = _run(tried, folder, work, args, "validation_sets", "digits, temperatures")
+    if rank() != 0:  # the first process has the records, and says what is next
+        return _run([], folder, work, args, "test_sets", "digits")
     best = {name: digits.choose_temperature([r for r in trials if r["method"] == name]) for name in names}
     jobs = [job(name, n, seed, best[name]) for seed in seeds for n in size.image_sizes for name in names]
     records = _run(jobs, folder, work, args, "test_sets", "digits")

@@ -1,8 +1,13 @@
 import csv
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
+import tutorials
 from tutorials.sorting.__main__ import main
 from tutorials.sorting.tables import digits_markdown, numbers_rows, numbers_summary
 
@@ -29,6 +34,18 @@ def test_quick_run_and_again(tmp_path, capsys):
     for line in map(json.loads, lines):
         chosen[line["method"]].append(line["validation_sets"])
     assert all(len(shares) == 3 for shares in chosen.values())
+
+
+@pytest.mark.slow
+def test_processes_of_torchrun_do_each_job_together(tmp_path):
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "tutorials.sorting"]
+    options = ["digits", "--quick", "--quiet", "--methods", "rank", "--steps", "2", "--out", str(tmp_path)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    top = Path(tutorials.__file__).parents[1]
+    done = subprocess.run(launch + options, cwd=top, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("1 of 1 jobs are done") == 1
+    assert len((tmp_path / "digits" / "jobs.jsonl").read_text().splitlines()) == 3
 
 
 @pytest.mark.parametrize(
