@@ -197,13 +197,13 @@ def _digits(args: argparse.Namespace, size: _Size, seeds: Sequence[int], device:
     if done:
         text = digits_markdown(records)
         (folder / "tables.md").write_text(text + "\n", encoding="utf-8")
-        last = job(names[0], chosen_at, seeds[0], 1.0)
-        shown = {}
+        sorters = {}
         for record in done:
             if (record["n"], record["seed"]) == (chosen_at, seeds[0]):
-                networks = folder / "networks" / (record["commit"] or "none")
-                shown[record["method"]] = replace(last, method=record["method"], temperature=record["temperature"]), networks
-        sorters = {name: s for name, x in shown.items() if (s := digits.load_sorter(*x)) is not None}
+                shown = job(record["method"], chosen_at, seeds[0], record["temperature"])
+                sorter = digits.load_sorter(shown, folder / "networks" / (record["commit"] or "none"))
+                if sorter is not None:
+                    sorters[record["method"]] = sorter
         draw_sorted(folder / "sorted.png", sorters, chosen_at, size.scale, seed=0)
         print(f"\n{text}\n\ntables.md, results.csv, sorted.png in {folder}\n")
     return records
