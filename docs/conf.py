@@ -17,7 +17,15 @@ project = "pyro_gs"
 author = copyright = "The pyro_gs developers"
 version = release = pyro_gs.__version__
 
-extensions = ["myst_nb", "sphinx-mathjax-offline", "offline"]
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.intersphinx",
+    "sphinx.ext.napoleon",
+    "sphinx-mathjax-offline",
+    "offline",
+    "reference",
+]
 root_doc = "docs/index"
 include_patterns = [
     "docs/**.md",
@@ -32,6 +40,44 @@ include_patterns = [
 ]
 exclude_patterns = [".*", "build", "dist", "results", "site"]
 templates_path = ["_templates"]
+
+_SITES = {
+    "python": "https://docs.python.org/3/",
+    "torch": "https://docs.pytorch.org/docs/stable/",
+    "pyro": "https://docs.pyro.ai/en/stable/",
+    "numpy": "https://numpy.org/doc/stable/",
+    "scipy": "https://docs.scipy.org/doc/scipy/",
+    "matplotlib": "https://matplotlib.org/stable/",
+}
+# names that pages link to, listed here, since nothing is fetched while the site is built
+intersphinx_mapping = {name: (site, f"docs/inventories/{name}.txt") for name, site in _SITES.items()}
+
+nitpicky = True
+# names of unions and of callables in annotations
+_ALIASES = [
+    "Balance",
+    "Bound",
+    "Capacities",
+    "Chain",
+    "Diagnostic",
+    "Gradient",
+    "InitLogits",
+    "Law",
+    "LogEvidence",
+    "LogJoint",
+]
+_ALIASES += ["Logits", "Method", "Network", "Objective", "Pool", "PosteriorDict", "Score", "SiteTemperature", "SwapDelta"]
+nitpick_ignore_regex = [("py:class", rf"(.*\.)?({'|'.join(_ALIASES)})")]
+
+autodoc_member_order = "bysource"
+autodoc_default_options = {"inherited-members": True}  # but those of other packages, see _ext/reference.py
+autodoc_typehints = "description"
+autodoc_typehints_description_target = "documented"
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True
+napoleon_use_rtype = False  # what returns says before a colon is mostly no type
+napoleon_custom_sections = [("Shapes", "notes_style")]
 
 myst_heading_anchors = 3
 myst_enable_extensions = ["dollarmath"]

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.optimize import isotonic_regression
 from torch import Tensor
 
 from pyro_gs.distributions.constraints import permutation
@@ -28,6 +27,14 @@ class Reliability:
         count: shape (bins,), long: answers in the bin.
         confidence: shape (bins,): mean probability of these answers.
         accuracy: shape (bins,): share of them that is right.
+
+    Example:
+        >>> import torch
+        >>> from pyro_gs import reliability
+        >>> marginals = torch.tensor([[0.95, 0.05], [0.05, 0.95]])
+        >>> curve = reliability(marginals, torch.eye(2))
+        >>> curve.confidence, curve.accuracy, round(curve.calibration_error, 2)
+        (tensor([0.9500]), tensor([1.]), 0.05)
     """
 
     lower: Tensor
@@ -38,7 +45,7 @@ class Reliability:
 
     @property
     def calibration_error(self) -> float:
-        """Expected calibration error (Naeini et al. 2015): mean gap between confidence and accuracy over answers."""
+        """Mean gap between confidence and accuracy over answers, the expected calibration error (Naeini et al. 2015)."""
         return float((self.count * (self.confidence - self.accuracy).abs()).sum() / self.count.sum())
 
     def corrected(self, confidence: Tensor) -> Tensor:
@@ -66,6 +73,8 @@ class Reliability:
             value = float(confidence[first_position(outside)] if confidence.dim() else confidence)
             raise ValueError(f"confidence must be within [0, 1], but has {value:g}")
         count, order, accuracy = (x.double().cpu().numpy() for x in (self.count, self.confidence, self.accuracy))
+        from scipy.optimize import isotonic_regression  # slow to load, so not with the package
+
         rates = isotonic_regression((count * accuracy + order) / (count + 1), weights=count + 1).x
         value = np.interp(confidence.detach().double().cpu().numpy(), order, rates)
         return torch.as_tensor(value, dtype=confidence.dtype, device=confidence.device)

@@ -63,7 +63,7 @@ class GibbsPermutation(LogitsLaw):
 
     @property
     def log_weights(self) -> Tensor:
-        """Logits of the law as a Gibbs law: the ``logits``."""
+        """Logits of the law as a Gibbs law, which are ``logits``."""
         return self.logits
 
     @property

@@ -105,7 +105,7 @@ class UniformPermutation(PermutationLaw):
 
     @property
     def log_weights(self) -> Tensor:
-        """Logits of the law as a Gibbs law: zero where allowed and ``-inf`` elsewhere, shape batch_shape + (n, n)."""
+        """Logits of the law as a Gibbs law, zero where allowed and ``-inf`` elsewhere, shape batch_shape + (n, n)."""
         small = unexpanded(self.allowed, 2)
         return torch.zeros(small.shape, device=small.device).masked_fill(~small, -torch.inf).expand(self.allowed.shape)
 

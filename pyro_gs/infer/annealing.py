@@ -23,6 +23,10 @@ class ConstantSchedule:
 
     Args:
         temperature: positive.
+
+    Example:
+        >>> ConstantSchedule(0.5)(100)
+        0.5
     """
 
     temperature: float
@@ -77,6 +81,10 @@ class LinearSchedule(_Ramp):
         start: temperature of step 0, positive.
         end: temperature of step ``num_steps`` and later, positive.
         num_steps: at least 1.
+
+    Example:
+        >>> [LinearSchedule(1.0, 0.5, 2)(step) for step in range(4)]
+        [1.0, 0.75, 0.5, 0.5]
     """
 
     def __call__(self, step: int) -> float:
@@ -101,6 +109,21 @@ class AnnealedSVI(SVI):
 
     Raises:
         TypeError: the object has no ``temperature``.
+
+    Example:
+        >>> import pyro
+        >>> from pyro.infer import Trace_ELBO
+        >>> from pyro_gs import AutoGumbelSinkhorn, UniformPermutation, relax
+        >>> def model():
+        ...     P = pyro.sample("P", UniformPermutation(3))
+        ...     pyro.factor("likelihood", 3 * P[..., 0, 0])
+        >>> guide = AutoGumbelSinkhorn(model)
+        >>> relaxed = relax(model, temperature=lambda: guide.temperature)
+        >>> schedule = ExponentialSchedule(1.0, 0.1, 20)
+        >>> svi = AnnealedSVI(relaxed, guide, pyro.optim.Adam({"lr": 0.1}), Trace_ELBO(), schedule=schedule)
+        >>> losses = [svi.step() for _ in range(21)]
+        >>> round(guide.temperature, 3)
+        0.1
     """
 
     def __init__(

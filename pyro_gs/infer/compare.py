@@ -77,6 +77,15 @@ class Comparison:
         results: by method.
         reference: name of the method that the others are compared with: the exact one where it ran, else none.
         left_out: methods that could not run, and why.
+
+    Example:
+        >>> import pyro, pyro_gs as pgs
+        >>> def model():
+        ...     P = pyro.sample("P", pgs.UniformPermutation(3))
+        ...     pyro.factor("f", 2 * P[..., 0, 0])
+        >>> found = pgs.compare(model, methods=["exact"], progress=False)
+        >>> found.reference, found.left_out
+        ('exact', {})
     """
 
     results: Mapping[str, MethodResult]
@@ -219,6 +228,15 @@ def compare(
 
     Warns:
         VectorizationWarning: the model does not broadcast; once for all methods.
+
+    Example:
+        >>> import pyro, pyro_gs as pgs
+        >>> def model():
+        ...     P = pyro.sample("P", pgs.UniformPermutation(3))
+        ...     pyro.factor("f", 2 * P[..., 0, 0])
+        >>> found = compare(model, methods=["exact", "swaps"], budget=0.2, progress=False)
+        >>> sorted(found.results)
+        ['exact', 'swaps']
     """
     if isinstance(budget, bool) or not isinstance(budget, (int, float)) or not 0 < budget < math.inf:
         raise ValueError(f"budget must be a positive and finite number of seconds, but is {budget!r}")

@@ -172,6 +172,15 @@ def saturation(
 
     Raises:
         ValueError: ``num_draws`` below 1; no relaxed permutation site.
+
+    Example:
+        >>> import torch
+        >>> from pyro_gs import AutoGumbelSinkhorn, UniformPermutation
+        >>> import pyro
+        >>> def model():
+        ...     return pyro.sample("P", UniformPermutation(3))
+        >>> 1 / 3 < saturation(AutoGumbelSinkhorn(model, temperature=10.0))["P"] < 0.5
+        True
     """
     check_count(num_draws, "num_draws", least=1)
     sums: dict[str, float] = {}
@@ -206,6 +215,15 @@ def relaxation_gap(
 
     Raises:
         ValueError: ``num_draws`` below 2; no relaxed permutation site.
+
+    Example:
+        >>> import pyro
+        >>> from pyro_gs import AutoGumbelSinkhorn, UniformPermutation, relax
+        >>> def model():
+        ...     P = pyro.sample("P", UniformPermutation(3))
+        ...     pyro.factor("likelihood", -(P[..., 0, 0] - 0.5).square())  # prefers what is no permutation
+        >>> relaxation_gap(relax(model), AutoGumbelSinkhorn(model)).gap > 0
+        True
     """
     check_count(num_draws, "num_draws", least=2)
     scores: tuple[list[Tensor], list[Tensor]] = ([], [])
@@ -269,6 +287,16 @@ def check_temperature_effect(
 
     Warns:
         TemperatureWarning: as above.
+
+    Example:
+        >>> import pyro
+        >>> from pyro_gs import AutoGumbelSinkhorn, UniformPermutation, relax
+        >>> def model():
+        ...     P = pyro.sample("P", UniformPermutation(3))
+        ...     pyro.factor("likelihood", 0.1 * P[..., 0, 0])
+        >>> effect = check_temperature_effect(relax(model), AutoGumbelSinkhorn(model), max_plate_nesting=0)
+        >>> effect.shift["P"] < 0.2
+        True
     """
     check_count(num_draws, "num_draws", least=2)
     if isinstance(tolerance, bool) or not isinstance(tolerance, (int, float)) or not 0 < tolerance < 1:

@@ -33,6 +33,18 @@ class EnumeratedPosterior:
         log_probs: log-probabilities of the K states, float64 (K,), in lexicographic order.
         permutations: matrices of the states by site, (K, ..., n, n).
         marginals: probability that row i is matched to column j by site, (..., n, n).
+
+    Example:
+        >>> import pyro, pyro_gs as pgs
+        >>> def model():
+        ...     P = pyro.sample("P", pgs.UniformPermutation(2))
+        ...     pyro.factor("f", P[..., 0, 0])
+        >>> posterior = pgs.enumerate_posterior(model)
+        >>> posterior.permutations["P"].shape
+        torch.Size([2, 2, 2])
+        >>> posterior.marginals["P"]
+        tensor([[0.7311, 0.2689],
+                [0.2689, 0.7311]])
     """
 
     log_evidence: Tensor | None
@@ -125,6 +137,17 @@ def permutation_posterior(
     Raises:
         ValueError: as :func:`enumerate_posterior`; ``samples`` lacks a site, has draws of another shape, of different
             numbers or none, or one at which no permutation has positive density.
+
+    Example:
+        >>> import pyro, pyro_gs as pgs, torch
+        >>> import pyro.distributions as dist
+        >>> def model():
+        ...     weight = pyro.sample("weight", dist.Normal(0.0, 1.0))
+        ...     P = pyro.sample("P", pgs.UniformPermutation(2))
+        ...     pyro.factor("f", weight * P[..., 0, 0])
+        >>> permutation_posterior(model, {"weight": torch.tensor([0.0, 1.0])}).marginals["P"]  # means of .5 and .7311
+        tensor([[0.6155, 0.3845],
+                [0.3845, 0.6155]])
     """
     joint = LogJoint(model, args, kwargs)
     draws, count = _check_draws(joint, samples)

@@ -106,7 +106,15 @@ def given_values(msg: Any) -> list[Any]:
 
 
 class RelaxMessenger(Messenger):
-    """Effect handler behind :func:`relax`; also a context manager."""
+    """Effect handler behind :func:`relax`; also a context manager.
+
+    Example:
+        >>> import pyro
+        >>> with RelaxMessenger(temperature=0.5):
+        ...     P = pyro.sample("P", UniformPermutation(3))
+        >>> bool((P > 0).all())
+        True
+    """
 
     def __init__(self, temperature: Temperature | Callable[[], Temperature] = 1.0) -> None:
         super().__init__()

@@ -27,6 +27,13 @@ def register_hard_law(law: type) -> Callable[[_F], _F]:
 
     Args:
         law: the class of the relaxed law; its subclasses follow unless registered themselves.
+
+    Example:
+        >>> class Warm(GumbelSinkhorn):
+        ...     pass
+        >>> @register_hard_law(Warm)
+        ... def harden_warm(law):
+        ...     return GumbelMatching(law.logits)
     """
 
     def decorate(hard: _F) -> _F:
@@ -55,7 +62,15 @@ def hard_law(law: Any) -> dist.TorchDistribution:
 
 
 class HardenMessenger(Messenger):
-    """Effect handler behind :func:`harden`; also a context manager."""
+    """Effect handler behind :func:`harden`; also a context manager.
+
+    Example:
+        >>> import pyro, torch
+        >>> with HardenMessenger():
+        ...     pyro.sample("P", GumbelSinkhorn(0.5, 9 * torch.eye(2)))
+        tensor([[1., 0.],
+                [0., 1.]])
+    """
 
     def _pyro_sample(self, msg: Any) -> None:
         law = unwrap(msg["fn"])

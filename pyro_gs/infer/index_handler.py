@@ -24,7 +24,15 @@ INDEX_OF = "pyro_gs_index_of"
 
 
 class IndexMessenger(Messenger):
-    """Effect handler behind :func:`indexed`; also a context manager."""
+    """Effect handler behind :func:`indexed`; also a context manager.
+
+    Example:
+        >>> import pyro, pyro_gs as pgs
+        >>> with pyro.poutine.trace() as recorded, IndexMessenger():
+        ...     P = pyro.sample("P", pgs.UniformPermutation(3))
+        >>> sorted(name for name in recorded.trace.stochastic_nodes)
+        ['P_index']
+    """
 
     def __enter__(self) -> Any:
         self._enumerated: dict[int, str] = {}  # dimension -> site

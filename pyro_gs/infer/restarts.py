@@ -19,7 +19,7 @@ class PartialRestarts:
     Gradient steps on a relaxed matching end in optima where groups of columns are confused along long cycles: no exchange of
     two improves them. Freeing many columns at once, with the others held softly, lets the steps reassign all of them
     together. In the terms of optimization this is an iterated local search, with SVI as its local search. Between
-    :meth:`begin` and :meth:`end` the caller takes steps as ever:
+    :meth:`begin` and :meth:`end` the caller takes steps as ever::
 
         restarts = PartialRestarts(guide, log_joint)
         for _ in range(20):

@@ -52,6 +52,12 @@ def scramble(P: Tensor, ordered: Tensor, *, item_dim: int = 1) -> Tensor:
     Raises:
         TypeError: as :func:`assemble`.
         ValueError: as :func:`assemble`.
+
+    Example:
+        >>> import torch
+        >>> P = torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [1.0, 0.0, 0.0]])
+        >>> scramble(P, torch.tensor([10.0, 20.0, 30.0]), item_dim=0)
+        tensor([20., 30., 10.])
     """
     _check(P, ordered, item_dim, "ordered")
     return _apply(P, ordered, item_dim)

@@ -32,6 +32,11 @@ class EquivariantLinear(nn.Module):
     Raises:
         TypeError: at a call, a mask not bool.
         ValueError: a size below 1, another ``pool``; at a call, features of another size or a mask that does not fit.
+
+    Example:
+        >>> import torch
+        >>> EquivariantLinear(8, 16)(torch.zeros(4, 5, 8)).shape
+        torch.Size([4, 5, 16])
     """
 
     def __init__(self, in_features: int, out_features: int, pool: Pool = "mean") -> None:

@@ -32,6 +32,12 @@ def reconstruction_loss(
     Raises:
         TypeError: not floating, different dtypes, a mask not bool.
         ValueError: shapes that do not fit, a NaN or infinity, not where the mask has no piece.
+
+    Example:
+        >>> import torch
+        >>> items = torch.tensor([20.0, 10.0])
+        >>> reconstruction_loss(torch.tensor([[0.0, 1.0], [1.0, 0.0]]), items, torch.tensor([10.0, 20.0]), item_dim=0)
+        tensor(0.)
     """
     check_count(item_dim, "item_dim", least=0)
     check_items(items, item_dim, mask=mask)
@@ -74,6 +80,12 @@ def cross_entropy(log_p: Tensor, target: Tensor, mask: Tensor | None = None) -> 
         TypeError: not floating, or a mask not bool.
         ValueError: shapes that do not fit, NaN or +inf, ``target`` no permutation of the pieces, or a right position that
             ``log_p`` forbids; the message names it.
+
+    Example:
+        >>> import torch
+        >>> from pyro_gs import log_sinkhorn
+        >>> cross_entropy(log_sinkhorn(torch.zeros(3, 3)), torch.eye(3))  # log 3
+        tensor(1.0986)
     """
     chosen, mask = _checked(log_p, "log_p", target, mask)
     impossible = chosen & (log_p.detach() == -torch.inf)
@@ -109,6 +121,11 @@ def gumbel_matching_nll(logits: Tensor, target: Tensor, mask: Tensor | None = No
 
     Warns:
         EstimateWarning: as ``GumbelMatching.log_prob``.
+
+    Example:
+        >>> import torch
+        >>> gumbel_matching_nll(torch.zeros(3, 3), torch.eye(3))  # log 3!
+        tensor(1.7918)
     """
     if mask is not None:
         logits = mask_logits(logits, mask)

@@ -28,6 +28,11 @@ class RowScores(nn.Module):
 
     Raises:
         ValueError: a size below 1; at a call, another shape.
+
+    Example:
+        >>> import torch
+        >>> RowScores(8, 5)(torch.zeros(4, 5, 8)).shape
+        torch.Size([4, 5, 5])
     """
 
     def __init__(self, in_features: int, n: int) -> None:
@@ -65,6 +70,14 @@ class RankScores(nn.Module):
     Raises:
         TypeError: at a call, a mask not bool.
         ValueError: a size below 1; at a call, another shape.
+
+    Example:
+        >>> import torch
+        >>> from pyro_gs import matching, to_index
+        >>> scores = RankScores(1)
+        >>> _ = scores.linear.weight.data.fill_(1.0)
+        >>> to_index(matching(scores(torch.tensor([[0.3], [0.1], [0.9]]))))  # the ranks, counted from 0
+        tensor([1, 0, 2])
     """
 
     def __init__(self, in_features: int) -> None:
@@ -99,6 +112,12 @@ class PositionScores(nn.Module):
     Raises:
         TypeError: at a call, a mask not bool.
         ValueError: a size below 1; at a call, another shape.
+
+    Example:
+        >>> import torch
+        >>> scores = PositionScores(8)
+        >>> [scores(torch.zeros(4, n, 8)).shape[-1] for n in (5, 7)]
+        [5, 7]
     """
 
     def __init__(self, in_features: int, width: int = 64) -> None:

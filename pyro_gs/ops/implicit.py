@@ -52,6 +52,16 @@ class SinkhornSolution(NamedTuple):
         residual: largest error of a marginal, shape (...).
         iterations: Newton steps taken, shape (...), dtype long.
         converged: whether ``residual <= tol``, shape (...), dtype bool.
+
+    Example:
+        >>> import torch
+        >>> from pyro_gs import solve_sinkhorn
+        >>> solution = solve_sinkhorn(torch.tensor([[1.0, 0.0], [0.0, 0.0]]))
+        >>> solution.log_p.exp()
+        tensor([[0.6225, 0.3775],
+                [0.3775, 0.6225]])
+        >>> bool(solution.converged)
+        True
     """
 
     log_p: Tensor
@@ -405,8 +415,11 @@ def _gauge(v: Tensor, support: Support, grounded: Tensor) -> tuple[Tensor, Tenso
     return at_ground.gather(-1, support.row_component.reshape(v.shape)), at_ground.gather(-1, label)
 
 
-# The solver looks at values, so torch.compile leaves it as it is.
-_solve_eagerly = torch.compiler.disable(Solve.apply)
+def _solve_eagerly(*args: Any) -> Any:
+    """``Solve.apply``, which looks at values, so that ``torch.compile`` leaves it as it is."""
+    if torch.compiler.is_compiling():
+        return torch.compiler.disable(Solve.apply)(*args)  # not at import, where it would load the whole compiler
+    return Solve.apply(*args)
 
 
 def scale(

@@ -448,6 +448,12 @@ def laplacian_logdet(log_p: Tensor) -> Tensor:
     Raises:
         TypeError: not a float32 or float64 tensor.
         ValueError: not square, or the allowed entries hold no permutation or lack total support.
+
+    Example:
+        >>> import torch
+        >>> P = torch.tensor([[0.6, 0.4], [0.4, 0.6]])
+        >>> laplacian_logdet(P.log())  # the upper left entry of I - P^T P is 1 - .52
+        tensor(-0.7340)
     """
     check_square(log_p, "log_p")
     check_floating(log_p, "log_p", half=False)
@@ -469,6 +475,12 @@ def laplacian_solve(log_p: Tensor, b: Tensor) -> Tensor:
     Raises:
         TypeError: not float32 or float64 tensors.
         ValueError: shapes do not fit, or the allowed entries of ``log_p`` lack total support.
+
+    Example:
+        >>> import torch
+        >>> P = torch.tensor([[0.6, 0.4], [0.4, 0.6]])
+        >>> laplacian_solve(P.log(), torch.tensor([-0.48, 0.48])).round(decimals=4)
+        tensor([0., 1.])
     """
     check_square(log_p, "log_p")
     check_floating(log_p, "log_p", half=False)

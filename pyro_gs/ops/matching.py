@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from pyro_gs.ops.batching import refuse_tracing
@@ -76,6 +75,7 @@ def solve_assignment(logits: Tensor) -> Tensor:
     scores = logits.detach().to("cpu", torch.float64).reshape(-1, n, n).numpy()
     index = np.empty(scores.shape[:2], dtype=np.int64)
     lapx = _lapx_solver()
+    from scipy.optimize import linear_sum_assignment  # slow to load, so not with the package
 
     def solve(start: int, stop: int) -> None:
         if lapx is not None:
@@ -125,6 +125,11 @@ def to_index(P: Tensor) -> Tensor:
 
     Raises:
         ValueError: an item is not a permutation matrix; the message names it.
+
+    Example:
+        >>> import torch
+        >>> to_index(torch.tensor([[0.0, 1.0], [1.0, 0.0]]))
+        tensor([1, 0])
     """
     check_square(P, "P")
     ones = P == 1
@@ -151,6 +156,12 @@ def to_matrix(index: Tensor, *, dtype: torch.dtype | None = None, device: torch.
     Raises:
         TypeError: ``index`` is not an integer tensor.
         ValueError: an item is not a permutation; the message names it.
+
+    Example:
+        >>> import torch
+        >>> to_matrix(torch.tensor([1, 0]))
+        tensor([[0., 1.],
+                [1., 0.]])
     """
     if not isinstance(index, Tensor) or index.dtype in (torch.bool,) or index.is_floating_point():
         kind = index.dtype if isinstance(index, Tensor) else type(index).__name__

@@ -239,6 +239,14 @@ def unpad(P: Tensor, shape: tuple[int, int], *, capacities: Capacities | None = 
 
     Raises:
         ValueError: ``shape`` is no pair of positive integers, or ``P`` too small for it and ``capacities``.
+
+    Example:
+        >>> import torch
+        >>> from pyro_gs import sinkhorn
+        >>> P = sinkhorn(pad_logits(torch.zeros(2, 2), unmatched=0.0))
+        >>> unpad(P, (2, 2))
+        tensor([[0.2500, 0.2500],
+                [0.2500, 0.2500]])
     """
     good = isinstance(shape, Sequence) and len(shape) == 2 and all(isinstance(k, int) and k > 0 for k in shape)
     if not good:

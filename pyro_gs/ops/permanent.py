@@ -59,7 +59,7 @@ def log_permanent(
 
     **Partial and one-to-many.** With ``unmatched`` a row may stay unmatched at a score, with ``capacities`` a column may
     take several rows; then logits may be rectangular, columns may stay free, and the value is the log-sum of
-    ``exp(<logits, P> + scores of unmatched rows)`` over all assignments (:mod:`pyro_gs.ops.assignment_sums`): exact only.
+    ``exp(<logits, P> + scores of unmatched rows)`` over all assignments (``ops/assignment_sums.py``): exact only.
 
     **Differentiation.** The gradient of the exact value is the matrix of marginals ``P(row i is matched to column j)``;
     it can be differentiated once more. That of ``"bethe"`` are its beliefs, that of ``"sinkhorn_lower"`` and

@@ -9,7 +9,6 @@ from __future__ import annotations
 import numpy as np
 import torch
 from scipy.sparse import csr_matrix, diags
-from scipy.sparse.linalg import splu
 from torch import Tensor
 
 SMALLEST = 512  # size from which this is worth the change of format
@@ -43,5 +42,7 @@ def sparse_solution(p: Tensor, r: Tensor | None, right: Tensor, damping: float) 
         return None
     ties.setdiag(0.0)
     total = np.asarray(ties.sum(0)).ravel() + damping
+    from scipy.sparse.linalg import splu  # slow to load, so not with the package
+
     factor = splu((diags(total) - ties).tocsc(), "MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options={"SymmetricMode": True})
     return torch.from_numpy(factor.solve(right.T.numpy().copy())).T

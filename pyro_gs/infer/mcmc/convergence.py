@@ -9,7 +9,6 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 from pyro.infer.mcmc.api import AbstractMCMC
-from scipy.special import ndtri
 from torch import Tensor
 
 from pyro_gs.ops.logits import warn_user
@@ -329,6 +328,7 @@ def _split(values: Array) -> Array:
 
 def _normal_scores(values: Array) -> Array:
     """Normal quantiles of the ranks over all chains and draws of each scalar (Vehtari et al. 2021, equation 14)."""
+    from scipy.special import ndtri
     from scipy.stats import rankdata
 
     flat = values.reshape(-1, values.shape[-1])

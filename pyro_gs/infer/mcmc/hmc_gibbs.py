@@ -173,7 +173,7 @@ class HMCGibbs(MCMCKernel):
 
     @property
     def initial_params(self) -> dict[str, Tensor]:
-        """Where the chain starts: matrices of permutations, unconstrained values of the rest."""
+        """The start of the chain, matrices of permutations and unconstrained values of the rest."""
         if hasattr(self, "_chain"):
             return {**self._params, **self._chain.values()}
         return self._initial_params or {}

@@ -30,6 +30,18 @@ class RoundedPosterior:
         marginals: weighted means of the matrices by site, (..., n, n).
         others: the draws of all other latent sites, (S, ...), which have the same weights.
         effective_sample_size: ``1 / sum w^2``, how many draws of equal weight they are worth, before autocorrelation.
+
+    Example:
+        >>> import pyro, pyro_gs as pgs, torch
+        >>> def model():
+        ...     P = pyro.sample("P", pgs.UniformPermutation(2))
+        ...     pyro.factor("f", P[..., 0, 0])
+        >>> R = pgs.GumbelSinkhorn(0.5, torch.zeros(2, 2)).rsample((100,))
+        >>> posterior = pgs.round_samples(model, {"P": R})
+        >>> posterior.permutations["P"].shape
+        torch.Size([100, 2, 2])
+        >>> 20 < posterior.effective_sample_size < 100
+        True
     """
 
     permutations: dict[str, Tensor]

@@ -23,6 +23,23 @@ class Swaps:
         items: item of each exchange, long (K,).
         rows: the two rows that exchange their columns, long (K, 2).
         others: values of all other latent sites: matrices of permutations, constrained values of the rest.
+
+    Example:
+        >>> import pyro, pyro_gs as pgs, torch
+        >>> logits = torch.tensor([[2.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
+        >>> def model():
+        ...     P = pyro.sample("P", pgs.UniformPermutation(3))
+        ...     pyro.factor("f", (logits * P).sum((-2, -1)))
+        >>> def swap_delta(swaps):
+        ...     a, b = swaps.rows.unbind(-1)
+        ...     of_a, of_b = (swaps.index[swaps.items, rows] for rows in (a, b))
+        ...     return logits[a, of_b] + logits[b, of_a] - logits[a, of_a] - logits[b, of_b]
+        >>> model.swap_delta = swap_delta
+        >>> from pyro.infer import MCMC
+        >>> mcmc = MCMC(pgs.SwapMetropolis(model), num_samples=200, disable_progbar=True)
+        >>> mcmc.run()
+        >>> mcmc.get_samples()["P"].shape
+        torch.Size([200, 3, 3])
     """
 
     site: str
