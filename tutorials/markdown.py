@@ -1,4 +1,4 @@
-"""Tables in Markdown."""
+"""Figures and tables in Markdown."""
 
 from __future__ import annotations
 
@@ -9,7 +9,12 @@ __all__ = ["spread", "table"]
 
 
 def spread(values: Sequence[float], digits: int) -> str:
-    """Median, and lowest and highest where there are several; empty for none."""
+    """Median, and lowest and highest where there are several; empty where there is none.
+
+    Example:
+        >>> spread([0.2, 0.1, 0.4], 2), spread([0.25], 1), spread([], 2)
+        ('0.20 (0.10 to 0.40)', '0.2', '')
+    """
     if not values:
         return ""
     median, low, high = (
@@ -21,9 +26,11 @@ def spread(values: Sequence[float], digits: int) -> str:
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table.
 
-    Args:
-        header: Titles of the columns.
-        rows: As long as the header each.
+    Example:
+        >>> print(table(["n", "share"], [["3", "0.5"]]))
+        | n | share |
+        | --- | --- |
+        | 3 | 0.5 |
     """
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

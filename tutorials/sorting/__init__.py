@@ -1,0 +1,1 @@
+"""Sorting numbers, and images of numbers, with Sinkhorn networks and their competitors."""
