@@ -3,8 +3,8 @@
 #   make test       the tests
 #   make docs       the site, in build/docs; runs the tutorials (about five minutes, and again when code has changed), or
 #                   make docs PYRO_GS_TUTORIAL_SIZE=quick
-# Beside them: make celegans-seeds (the guide over five seeds with 90 s each), celegans-table1, celegans-table2 and
-# celegans-sweeps (hours; they go on where they were), lint, types, bench.
+# Beside them: make sorting, jigsaw, assemble (Sinkhorn networks), celegans-seeds (the guide over five seeds with 90 s each),
+# celegans-table1, celegans-table2 and celegans-sweeps (hours; all go on where they were), lint, types, bench.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -13,7 +13,7 @@ SWEEP ?= --jobs 2
 # both cores, a file of tests at a time
 PYTEST ?= -n 2 --dist loadfile
 
-.PHONY: celegans celegans-seeds celegans-table1 celegans-table2 celegans-sweeps test docs lint types bench clean
+.PHONY: celegans sorting jigsaw assemble celegans-seeds celegans-table1 celegans-table2 celegans-sweeps test docs lint types bench clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -23,6 +23,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 celegans: $(VENV)/.installed
 	$(BIN)/python -m tutorials.celegans --out results/celegans $(CELEGANS)
+
+sorting jigsaw assemble: $(VENV)/.installed
+	$(BIN)/python -m tutorials.$@ --jobs 2 --out results/$@
 
 celegans-seeds: $(VENV)/.installed
 	$(BIN)/python -m tutorials.celegans.seeds --methods gumbel-sinkhorn --out results/celegans-seeds $(CELEGANS)

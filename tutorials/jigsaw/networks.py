@@ -59,8 +59,8 @@ NETWORKS: dict[str, Kind] = {
 """Methods that are trained, by the name that ``--methods`` takes.
 
 Temperatures of ``sinkhorn`` and ``gumbel`` (0.1 to 3) and learning rates of these and of ``dense`` (0.001 and 0.004) were
-compared on validation digits in 3 x 3 pieces, those of ``attention`` (0.001 and 0.002) there and on validation photographs in
-2 x 2; methods like them take theirs.
+compared on validation digits in 3 x 3 pieces, those of ``attention`` (0.001 and 0.002) there and on validation photographs
+in 2 x 2; methods like them take theirs.
 """
 
 
