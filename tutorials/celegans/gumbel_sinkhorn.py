@@ -27,8 +27,11 @@ SAMPLES = 1
 STEP_SIZES = (0.1, 0.01)
 """Adam's step size at the start and the end of the first stretch, geometric in between."""
 
+ALONE = 0.3
+"""Share of the run for one worm alone, where there are several and nobody is known."""
+
 FIRST = 0.4
-"""Share of the run that is the first stretch, at the most."""
+"""Share of the run, after that, which is the first stretch, at the most."""
 
 FIRST_STEPS = 1000
 """Adam steps of the first stretch, at the most."""
@@ -43,7 +46,7 @@ RESTART_SIZES = (0.1, 0.02)
 """Adam's step size at the start and the end of a restart."""
 
 LAST = 0.8
-"""Share of the run after which there are no more restarts: the guide is fitted around the best matching."""
+"""Share of the same after which there are no more restarts: the guide is fitted around the best matching."""
 
 LAST_SIZES = (0.1, 0.01)
 """Adam's step size at the start and the end of that."""
@@ -81,6 +84,9 @@ def fit(
     joint of the guide's mode rises, and the result is kept if it is higher than all before. The last stretch fits the guide
     around the best.
 
+    Several worms of which no neuron is known have little but each other to go by. There one of them, the one that shows
+    most, is fitted alone before, and the others are matched to it.
+
     Args:
         worms: The recordings and candidates; their truth is not looked at.
         connectome: The network behind them.
@@ -106,19 +112,42 @@ def fit(
     check_initial(initial, worms.allowed)
     run = Run("Gumbel-Sinkhorn VI", budget=budget, steps=steps, progress=progress)
     allowed = worms.allowed
+    taken = iter(run)
+    first = torch.zeros(allowed.shape, dtype=torch.float64) if initial is None else INITIAL_LOGIT * onehot(initial)
+    few = None if steps is None else round(ALONE * steps)
+    if initial is None and restarts and len(allowed) > 1 and few != 0 and not bool(worms.known.any()):
+        worm = int((worms.lengths * worms.observed.sum(-1)).argmax())
+        for _ in range(few or 0):
+            next(taken)  # they are taken there
+        alone = fit(
+            worms.take([worm]),
+            connectome,
+            seed=seed,
+            budget=None if budget is None else ALONE * budget,
+            steps=few,
+            progress=progress,
+            objective=objective,
+            temperature=temperature,
+            samples=samples,
+            exchange=exchange,
+        )
+        first[worm] = INITIAL_LOGIT * onehot(alone.index)[0]
     evidence = CollapsedEvidence.of_worms(worms, connectome)
     search = ExchangeSearch(evidence, allowed, worms.logits) if exchange else None
     guide = pgs.AutoGumbelSinkhorn(collapsed_model, temperature=temperature, init_scale=0.0, objective=objective)
     ascent = Ascent(pgs.relax(collapsed_model, temperature=temperature), guide, seed=seed, samples=samples)
     data = (evidence, allowed, worms.logits)
     guide(*data)
-    if initial is not None:
-        guide.set_logits("P", torch.where(allowed, INITIAL_LOGIT * onehot(initial), -torch.inf))
+    guide.set_logits("P", torch.where(allowed, first, -torch.inf))
+    start = run.fraction
+
+    def at(share: float) -> float:
+        """A share of what comes now, as one of the run."""
+        return start + (1 - start) * share
 
     def log_joint(P: dict[str, Tensor]) -> float:
         return float(evidence(P["P"].double()) + (P["P"] * worms.logits).sum())
 
-    taken = iter(run)
     parts: pgs.PartialRestarts | None = None
 
     def climb(sizes: tuple[float, float], *, until: float, longest: int | None = None) -> None:
@@ -141,17 +170,17 @@ def fit(
         mode = guide.median()
         if search is None:
             return mode
-        share = min(share, LAST - run.fraction)
+        share = min(share, at(LAST) - run.fraction)
         index, _ = search.improve(pgs.to_index(mode["P"]), seconds=math.inf if budget is None else share * budget)
         return {"P": pgs.to_matrix(index)}
 
     if exchange or restarts:
-        climb(STEP_SIZES, until=FIRST, longest=FIRST_STEPS)
+        climb(STEP_SIZES, until=at(FIRST), longest=FIRST_STEPS)
         parts = pgs.PartialRestarts(guide, log_joint, generator=torch.Generator().manual_seed(seed))
         parts.end(improved(LAST))
-        while restarts and run.fraction < LAST:
+        while restarts and run.fraction < at(LAST):
             parts.begin(SHARES[parts.count % len(SHARES)])
-            climb(RESTART_SIZES, until=LAST, longest=RESTART_STEPS)
+            climb(RESTART_SIZES, until=at(LAST), longest=RESTART_STEPS)
             parts.end(improved(LONGEST_SEARCH))
         parts.finish()
     climb(STEP_SIZES if parts is None else LAST_SIZES, until=1.0)

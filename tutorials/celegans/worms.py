@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -121,6 +123,29 @@ class Worms:
         pruned = find_support(self.allowed, "allowed", warn=False).allowed
         if pruned is not None:
             object.__setattr__(self, "allowed", pruned)
+
+    def take(self, worms: Sequence[int]) -> Worms:
+        """Some of the worms.
+
+        Args:
+            worms: Their numbers, at least one.
+
+        Returns:
+            Them alone, their traces cut to the longest of their recordings.
+        """
+        chosen = list(worms)
+        lengths = self.lengths[chosen]
+        return dataclasses.replace(
+            self,
+            traces=self.traces[chosen, : int(lengths.max()) + 1],
+            allowed=self.allowed[chosen],
+            known=self.known[chosen],
+            truth=None if self.truth is None else self.truth[chosen],
+            observed=self.observed[chosen],
+            logits=self.logits[chosen],
+            lengths=lengths,
+            persistence=self.persistence[chosen],
+        )
 
     def _check_padding(self, longest: int) -> None:
         wrong = (self.lengths < 1) | (self.lengths > longest)

@@ -135,6 +135,36 @@ def test_same_seed_same_answer(options):
     assert torch.equal(runs[0].marginals, runs[1].marginals)
 
 
+def test_where_none_is_known_one_worm_is_fitted_alone_first(monkeypatch):
+    connectome, data, _ = make(14, 3, known=0.0, eta=0.5, sizes=[11, 14, 12])
+    calls = []
+    real = gumbel_sinkhorn.fit
+
+    def spy(worms, connectome, **options):
+        result = real(worms, connectome, **options)
+        calls.append((worms, options["steps"], result))
+        return result
+
+    monkeypatch.setattr(gumbel_sinkhorn, "fit", spy)
+    found = real(data, connectome, steps=20)
+    assert len(calls) == 1
+    alone, steps, _ = calls[0]
+    assert steps == 6
+    assert found.extra["steps"] == 20  # with those of the one alone
+    most = int((data.lengths * data.observed.sum(-1)).argmax())
+    assert torch.equal(alone.allowed[0], data.allowed[most])
+    # after a step or two of the others the guide is where that worm's answer has put it
+    start = real(data, connectome, steps=7, exchange=False)
+    assert torch.equal(start.index[most], calls[1][2].index[0])
+    calls.clear()
+    real(data, connectome, steps=1)  # too few to share
+    real(data, connectome, steps=20, restarts=False, exchange=False)
+    real(data.take([1]), connectome, steps=20)
+    _, some_known, _ = make(14, 3, known=0.2, eta=0.5)
+    real(some_known, connectome, steps=20)
+    assert not calls
+
+
 def test_starts_where_it_is_told():
     connectome, data, _ = make(14, 2, known=0.2, eta=0.4)
     result = gumbel_sinkhorn.fit(data, connectome, steps=1, seed=0, initial=data.truth, exchange=False)

@@ -227,6 +227,18 @@ def test_worms_refuse_fields_that_do_not_fit(changes: dict[str, object], message
         tiny(**changes)
 
 
+def test_some_of_the_worms() -> None:
+    worms = simulate(ring(), worms=3, steps=9, known=0.25, eta=0.5, unseen=0.25, seed=0)
+    traces = worms.traces.clone()
+    traces[0, 5:] = 0
+    worms = dataclasses.replace(worms, traces=traces, lengths=torch.tensor([4, 9, 9]))
+    both = worms.take([2, 0])
+    for name in ("allowed", "known", "truth", "observed", "logits", "lengths", "persistence", "traces"):
+        assert torch.equal(getattr(both, name), getattr(worms, name)[[2, 0]])
+    assert both.sigma == worms.sigma
+    assert torch.equal(worms.take([0]).traces, worms.traces[:1, :5])  # no longer than the recording
+
+
 def test_accuracy_counts_every_observed_neuron() -> None:
     truth = torch.tensor([[0, 1, 2, 3], [3, 2, 1, 0]])
     index = torch.tensor([[0, 1, 3, 2], [3, 2, 1, 0]])
