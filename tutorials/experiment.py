@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
@@ -10,13 +12,14 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import joblib
+import torch
 from tqdm import tqdm
 
-from tutorials.processes import from_first, rank, world_size
+from tutorials.processes import from_first, joined, rank, world_size
 from tutorials.provenance import Provenance, key_of
 from tutorials.records import Records
 
-__all__ = ["ANY", "Job", "finish", "run", "run_jobs"]
+__all__ = ["ANY", "Job", "add_options", "finish", "finish_on", "run", "run_jobs"]
 
 ANY = "any"
 """In place of a commit: whichever."""
@@ -197,6 +200,22 @@ def _run_first(
 def _settings(record: Mapping[str, Any], jobs: Sequence[Job]) -> tuple[Any, ...]:
     """What must agree for a record to be that of a job."""
     return tuple(record.get(name, "none") for name in (jobs[0].settings if jobs else ()))
+
+
+def add_options(parser: argparse.ArgumentParser, out: str) -> None:
+    """Add the options of commands that train: ``--jobs``, ``--device``, ``--out``, ``--reuse`` and ``--quiet``."""
+    parser.add_argument("--jobs", type=int, default=1, help="how many at once; 1")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1; cpu")
+    parser.add_argument("--out", type=Path, default=Path(out), help=f"folder; {out}")
+    about = f"commits whose results count too, or {ANY}"
+    parser.add_argument("--reuse", nargs="+", default=[], metavar="COMMIT", help=about)
+    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+
+
+def finish_on(device: str, work: Callable[[torch.device], Sequence[Mapping[str, Any]]]) -> int:
+    """`finish` of work on a device, with the other processes of ``torchrun``, see `tutorials.processes.joined`."""
+    with contextlib.ExitStack() as stack:
+        return finish(lambda: work(stack.enter_context(joined(device))))
 
 
 def finish(work: Callable[[], Sequence[Mapping[str, Any]]]) -> int:

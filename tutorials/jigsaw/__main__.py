@@ -6,7 +6,6 @@ python -m tutorials.jigsaw --jobs 2
 from __future__ import annotations
 
 import argparse
-import contextlib
 import functools
 import sys
 from collections.abc import Mapping, Sequence
@@ -17,7 +16,7 @@ from typing import Any
 import torch
 
 from pyro_gs.nn import SinkhornNetwork
-from tutorials.experiment import ANY, finish, run
+from tutorials.experiment import add_options, finish_on, run
 from tutorials.jigsaw.data import DATA
 from tutorials.jigsaw.figures import Shown, draw_solutions, draw_temperatures
 from tutorials.jigsaw.jobs import METHODS, Job, answer_of, expand, fitted, provenance, puzzles_of, run_job
@@ -25,7 +24,7 @@ from tutorials.jigsaw.networks import NETWORKS
 from tutorials.jigsaw.puzzle import Puzzles
 from tutorials.jigsaw.sizes import SIZES
 from tutorials.jigsaw.tables import markdown
-from tutorials.processes import joined, rank
+from tutorials.processes import rank
 
 __all__ = ["build_parser", "main"]
 
@@ -56,21 +55,14 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=int, help="of training; what the size says")
     parser.add_argument("--batch", type=int, default=32, help="puzzles a step, for each process; 32")
     parser.add_argument("--puzzles", type=int, help="of the test; what the size says")
-    parser.add_argument("--jobs", type=int, default=1, help="how many at once; 1")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1; cpu")
-    parser.add_argument("--out", type=Path, default=Path("results/jigsaw"), help="folder; results/jigsaw")
-    parser.add_argument(
-        "--reuse", nargs="+", default=[], metavar="COMMIT", help=f"commits whose results count too, or {ANY}"
-    )
-    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+    add_options(parser, "results/jigsaw")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the puzzles; returns the exit status: 0, 1 if jobs or the machine failed, 2 if an argument is wrong."""
     args = build_parser().parse_args(argv)
-    with contextlib.ExitStack() as stack:
-        return finish(lambda: _run(args, stack.enter_context(joined(args.device))))
+    return finish_on(args.device, lambda device: _run(args, device))
 
 
 def _run(args: argparse.Namespace, device: torch.device) -> list[dict[str, Any]]:

@@ -13,8 +13,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tutorials.experiment import ANY, finish, run
-from tutorials.processes import joined, rank
+import torch
+
+from tutorials.experiment import add_options, finish_on, run
+from tutorials.processes import rank
 from tutorials.provenance import provenance_of
 from tutorials.sorting import digits, numbers
 from tutorials.sorting.digits import DigitsJob
@@ -86,11 +88,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--sizes", type=int, nargs="+", metavar="N", help="of the sets of images; 3 5 7")
     parser.add_argument("--steps", type=int, help="of training; 300")
     parser.add_argument("--scale", type=int, choices=[1, 2], help="divisor of the images' resolution; 2")
-    parser.add_argument("--jobs", type=int, default=1, help="how many at once; 1")
-    parser.add_argument("--device", default="cpu", help="of the networks; cpu")
-    parser.add_argument("--reuse", nargs="+", default=[], metavar="COMMIT", help=f"whose results count too, or {ANY}")
-    parser.add_argument("--out", type=Path, default=Path("results/sorting"), help="folder; results/sorting")
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    add_options(parser, "results/sorting")
     return parser
 
 
@@ -107,13 +105,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         size = replace(size, image_sizes=tuple(args.sizes))
     seeds = args.seeds or ([0] if args.quick else [0, 1, 2])
 
-    try:
+    def work(device: torch.device) -> list[dict[str, Any]]:
         _check(args, tasks, size, seeds)
-        with joined(args.device) as device:
-            return finish(lambda: [record for task in tasks for record in _TASKS[task](args, size, seeds, str(device))])
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return [record for task in tasks for record in _TASKS[task](args, size, seeds, str(device))]
+
+    return finish_on(args.device, work)
 
 
 def _check(args: argparse.Namespace, tasks: Sequence[str], size: _Size, seeds: Sequence[int]) -> None:
