@@ -19,7 +19,7 @@ from tutorials.processes import from_first, joined, rank, world_size
 from tutorials.provenance import Provenance, key_of
 from tutorials.records import Records
 
-__all__ = ["ANY", "Job", "add_options", "finish", "finish_on", "run", "run_jobs"]
+__all__ = ["ANY", "Job", "add_options", "finish", "finish_on", "record_of", "run", "run_jobs"]
 
 ANY = "any"
 """In place of a commit: whichever."""
@@ -81,13 +81,18 @@ class _Recorded:
         self._work = work
 
     def __call__(self, job: Job, software: Provenance) -> dict[str, Any]:
-        record = {"key": key_of(job.settings, software), **job.settings, **asdict(software)}
-        try:
-            return {**record, "status": "done", **self._work(job)}
-        except Exception as error:
-            if world_size() > 1:  # the other processes wait for this one: torchrun ends them
-                raise
-            return {**record, "status": "failed", "error": f"{type(error).__name__}: {error}"}
+        return record_of(job, software, self._work)
+
+
+def record_of(job: J, software: Provenance, work: Callable[[J], Mapping[str, Any]]) -> dict[str, Any]:
+    """Do a job and make its record: ``key``, settings, software, ``status`` and what was measured, or the error."""
+    record = {"key": key_of(job.settings, software), **job.settings, **asdict(software)}
+    try:
+        return {**record, "status": "done", **work(job)}
+    except Exception as error:
+        if world_size() > 1:  # the other processes wait for this one: torchrun ends them
+            raise
+        return {**record, "status": "failed", "error": f"{type(error).__name__}: {error}"}
 
 
 def run_jobs(

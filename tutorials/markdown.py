@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-__all__ = ["spread", "table"]
+__all__ = ["methods_table", "spread", "table"]
 
 
 def spread(values: Sequence[float], digits: int) -> str:
@@ -34,3 +35,18 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def methods_table(records: Sequence[Mapping[str, Any]], titles: Mapping[str, str], columns: Mapping[str, str]) -> str:
+    """A table of methods and their measures, to three digits, as `spread` over the records of each.
+
+    Args:
+        records: With ``method`` and the measures.
+        titles: Of methods, by their names.
+        columns: Titles of the columns, by the names of the measures.
+    """
+    rows = []
+    for method in dict.fromkeys(record["method"] for record in records):
+        found = [record for record in records if record["method"] == method]
+        rows.append([titles[method], *(spread([record[name] for record in found], 3) for name in columns)])
+    return table(["method", *columns.values()], rows)

@@ -33,7 +33,7 @@ from tutorials.assemble.jobs import (
 from tutorials.assemble.network import NETWORKS, LabelScores
 from tutorials.assemble.sizes import SIZES
 from tutorials.experiment import add_options, finish_on, run
-from tutorials.markdown import spread, table
+from tutorials.markdown import methods_table
 from tutorials.processes import rank
 
 __all__ = ["build_parser", "main"]
@@ -121,16 +121,12 @@ def _markdown(records: Sequence[Mapping[str, Any]]) -> str:
     done = [record for record in records if record["status"] == "done"]
     for k in dict.fromkeys(record["k"] for record in done):
         of_grid = [record for record in done if record["k"] == k]
-        rows = []
-        for method in dict.fromkeys(record["method"] for record in of_grid):
-            found = [record for record in of_grid if record["method"] == method]
-            rows.append([METHODS[method], *(spread([record[name] for record in found], 3) for name in _COLUMNS)])
         first = of_grid[0]
         about = (
             f"{first['tasks']} test tasks; {max(record['steps'] for record in of_grid)} steps of training; the classifier"
         )
         about += f" is right on {first['real_accuracy']:.1%} of real test digits"
-        parts.append(f"### {k} x {k}\n\n{about}.\n\n{table(['method', *_COLUMNS.values()], rows)}\n")
+        parts.append(f"### {k} x {k}\n\n{about}.\n\n{methods_table(of_grid, METHODS, _COLUMNS)}\n")
     return "\n".join(parts)
 
 

@@ -7,7 +7,7 @@ import platform
 import threading
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -22,6 +22,7 @@ from tutorials.celegans.evidence import CollapsedEvidence
 from tutorials.celegans.identification import Identification, Run, onehot
 from tutorials.celegans.report import reliability_curve, score
 from tutorials.celegans.worms import Worms, chance_accuracy
+from tutorials.experiment import record_of
 from tutorials.provenance import Provenance, key_of, provenance_of
 
 __all__ = ["BINS", "SETTINGS", "Clock", "Job", "expand", "provenance", "run_job"]
@@ -158,15 +159,12 @@ def run_job(job: Job, software: Provenance) -> dict[str, Any]:
     if not _BUSY.acquire(blocking=False):
         raise RuntimeError("a job is running in this process already, expected workers that are processes of one thread")
     threads, clock, dtype = torch.get_num_threads(), Run.clock, torch.get_default_dtype()
-    record: dict[str, Any] = {"key": job.key(software), **job.settings, **asdict(software), "processor": _processor()}
     try:
         torch.set_default_dtype(torch.float64)
         torch.set_num_threads(1)
         Run.clock = staticmethod(time.perf_counter if job.clock == "wall" else time.process_time)
         with threadpool_limits(1):
-            return record | {"status": "done", **_measure(job)}
-    except Exception as error:
-        return record | {"status": "failed", "error": f"{type(error).__name__}: {error}"}
+            return record_of(job, software, _measure) | {"processor": _processor()}
     finally:
         torch.set_default_dtype(dtype)
         torch.set_num_threads(threads)

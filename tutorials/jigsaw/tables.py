@@ -7,7 +7,7 @@ from typing import Any
 
 from tutorials.jigsaw.data import DATA
 from tutorials.jigsaw.jobs import METHODS
-from tutorials.markdown import spread, table
+from tutorials.markdown import methods_table
 
 __all__ = ["COLUMNS", "markdown"]
 
@@ -30,13 +30,9 @@ def markdown(records: Sequence[Mapping[str, Any]]) -> str:
     done = [record for record in records if record["status"] == "done"]
     for data, k in dict.fromkeys((record["data"], record["k"]) for record in done):
         of_grid = [record for record in done if (record["data"], record["k"]) == (data, k)]
-        rows = []
-        for method in dict.fromkeys(record["method"] for record in of_grid):
-            found = [record for record in of_grid if record["method"] == method]
-            rows.append([METHODS[method], *(spread([record[name] for record in found], 3) for name in COLUMNS)])
         steps = max(record["steps"] for record in of_grid)
         about = f"{k} x {k} pieces; {DATA[data].about}; {of_grid[0]['puzzles']} test puzzles" + (
             f"; {steps} steps of training" if steps else ""
         )
-        parts.append(f"### {data}, {k} x {k}\n\n{about}.\n\n{table(['method', *COLUMNS.values()], rows)}\n")
+        parts.append(f"### {data}, {k} x {k}\n\n{about}.\n\n{methods_table(of_grid, METHODS, COLUMNS)}\n")
     return "\n".join(parts)
