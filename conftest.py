@@ -9,8 +9,9 @@ import torch
 # The machines that run this have two cores; small matrices gain nothing from threads, and waiting for one costs much.
 torch.set_num_threads(int(os.environ.get("PYRO_GS_TEST_THREADS", "1")))
 
-# Scripts that run from top to bottom when they are imported; tests/tutorials runs them.
-collect_ignore = ["tutorials/first_permutation.py", "tutorials/celegans/identify.py"]
+# Scripts that run from top to bottom when they are imported; tests/tutorials and tests/packaging run them.
+collect_ignore = ["tutorials/first_permutation.py", "tutorials/celegans/identify.py", "noxfile.py"]
+collect_ignore += ["tests/packaging/smoke.py", "tests/packaging/downstream.py"]
 
 
 def pytest_addoption(parser):
