@@ -10,7 +10,12 @@ import torch
 torch.set_num_threads(int(os.environ.get("PYRO_GS_TEST_THREADS", "1")))
 
 # Scripts that run from top to bottom when they are imported; tests/tutorials runs them.
-collect_ignore = ["tutorials/first_permutation.py", "tutorials/celegans/identify.py"]
+collect_ignore = [
+    "tutorials/first_permutation.py",
+    "tutorials/tracking.py",
+    "tutorials/linkage.py",
+    "tutorials/celegans/identify.py",
+]
 
 
 def pytest_addoption(parser):
