@@ -4,14 +4,15 @@
 # %% [markdown]
 # # Which record is which?
 #
-# Two registers hold many of the same people, without a common number. Names have typos, years are mistaken, heights were
-# taken with two different rulers. Which rows are the same person? The answer is a partial matching: each row has one partner
-# in the other table or none. The textbook scores every pair, column by column, and takes what scores best. But a score says
-# how much a disagreement weighs, and that depends on how often typos and mistakes happen, which nobody has told us. Here the
-# matching and the noise of the columns are latent variables of one Pyro model, and every link comes with a probability.
+# Two registers hold many of the same people, without a common number. Names have typos, years are mistaken, heights
+# were taken with two different rulers. Which rows are the same person? The answer is a partial matching: each row has
+# one partner in the other table or none. The textbook scores every pair, column by column, and takes what scores
+# best. But a score says how much a disagreement weighs, and that depends on how often typos and mistakes happen,
+# which nobody has told us. Here the matching and the noise of the columns are latent variables of one Pyro model, and
+# every link comes with a probability.
 #
-# It runs top to bottom in a few minutes on one core; `python -m tutorials.linkage --full` takes larger tables and longer
-# chains. Run so, its pictures go to `results/linkage`.
+# It runs top to bottom in a few minutes on one core; `python -m tutorials.linkage --full` takes larger tables and
+# longer chains. Run so, its pictures go to `results/linkage`.
 
 # %%
 import random
@@ -46,9 +47,10 @@ SAMPLES = {"quick": 10, "default": 1500, "full": 10000}[page.size]
 # %% [markdown]
 # ## The data
 #
-# People live in towns, in families that share a surname, and stand in each table with probability .75. The second table has
-# their names with typos (one more with probability .35, and so on), a wrong year with probability .15, and heights that are
-# off by several centimetres. Both tables are in an order of their own; here they are sorted by town, which is always right.
+# People live in towns, in families that share a surname, and stand in each table with probability .75. The second
+# table has their names with typos (one more with probability .35, and so on), a wrong year with probability .15, and
+# heights that are off by several centimetres. Both tables are in an order of their own; here they are sorted by town,
+# which is always right.
 
 # %%
 FIRST = (
@@ -100,9 +102,9 @@ print(first.head(4).to_string(), second.head(4).to_string(), sep="\n\n")
 # %% [markdown]
 # ## Pairs
 #
-# Only people of one town are compared: the block. For every pair we need how well the columns agree: the edit distance of the
-# names, whether the years agree, the difference of the heights. What chance does is seen in the pairs of different towns, which
-# are nobody's links: `chance` is the log probability of a comparison there.
+# Only people of one town are compared: the block. For every pair we need how well the columns agree: the edit
+# distance of the names, whether the years agree, the difference of the heights. What chance does is seen in the pairs
+# of different towns, which are nobody's links: `chance` is the log probability of a comparison there.
 
 # %%
 distance = torch.tensor(cdist(first["name"].tolist(), second["name"].tolist(), scorer=Levenshtein.distance)).long()
@@ -128,8 +130,9 @@ def weights(typo: Tensor, year: Tensor, height: Tensor) -> Tensor:
 # %% [markdown]
 # ## With fixed weights
 #
-# Guess the noise: one name in ten has a typo, one year in fifty is wrong, heights agree to a centimetre. Greedy takes the best
-# pair while its weight is positive; the Hungarian method, `pgs.matching` with `unmatched`, takes the best sum.
+# Guess the noise: one name in ten has a typo, one year in fifty is wrong, heights agree to a centimetre. Greedy takes
+# the best pair while its weight is positive; the Hungarian method, `pgs.matching` with `unmatched`, takes the best
+# sum.
 
 # %%
 guess = {"typo": torch.tensor(0.1), "year": torch.tensor(0.02), "height": torch.tensor(1.0)}
@@ -157,16 +160,16 @@ score("greedy, fixed", greedy(fixed))
 score("Hungarian, fixed", hungarian)
 
 # %% [markdown]
-# Precise, but many links are missing: with heights that agree to a centimetre by decree, a link that differs by seven is no
-# link.
+# Precise, but many links are missing: with heights that agree to a centimetre by decree, a link that differs by seven
+# is no link.
 #
 # ## The model
 #
-# `pad_logits` makes a partial matching a permutation: n rows that stand in for those who are missing in the first table, and m
-# columns for those who are missing in the second. What the mask forbids stays forbidden. A partial matching of r links stands
-# for `m! n! / r!` permutations, all equal, so the prior on matchings has to make up for that. With the prior of Sadinle (2017),
-# every number of links equally probable and, given it, every matching (as if there were no block), what remains is one over
-# `C(m, r) C(n, r)`.
+# `pad_logits` makes a partial matching a permutation: n rows that stand in for those who are missing in the first
+# table, and m columns for those who are missing in the second. What the mask forbids stays forbidden. A partial
+# matching of r links stands for `m! n! / r!` permutations, all equal, so the prior on matchings has to make up for
+# that. With the prior of Sadinle (2017), every number of links equally probable and, given it, every matching (as if
+# there were no block), what remains is one over `C(m, r) C(n, r)`.
 #
 # The noise of each column has a vague prior. That is the whole difference from fixed weights.
 
@@ -196,9 +199,9 @@ def model() -> None:
 # %% [markdown]
 # ## MCMC
 #
-# `HMCGibbs` moves the permutation by exchanges of two rows and the noise by NUTS. An exchange changes four entries, which a
-# model may say with an attribute `swap_delta`; then thousands of exchanges cost little. The library compares it with the model
-# before it believes it.
+# `HMCGibbs` moves the permutation by exchanges of two rows and the noise by NUTS. An exchange changes four entries,
+# which a model may say with an attribute `swap_delta`; then thousands of exchanges cost little. The library compares
+# it with the model before it believes it.
 
 
 # %%
@@ -229,8 +232,8 @@ links = pgs.unpad(draws["P"], (m, n))
 print(pgs.convergence({"P": square(links)}))
 
 # %% [markdown]
-# A draw has its stand-ins in any order. `square` gives them an owner each, so that a matching is one permutation again, and
-# `convergence`, `summary`, `reliability` and the pictures speak of people.
+# A draw has its stand-ins in any order. `square` gives them an owner each, so that a matching is one permutation
+# again, and `convergence`, `summary`, `reliability` and the pictures speak of people.
 #
 # For comparison the same chain with the noise fixed at the guess:
 
@@ -249,7 +252,8 @@ believed.run()
 # %% [markdown]
 # ## SVI
 #
-# The guide is a Gumbel-Sinkhorn law for the permutation and a normal one for the noise. It starts at the Hungarian links.
+# The guide is a Gumbel-Sinkhorn law for the permutation and a normal one for the noise. It starts at the Hungarian
+# links.
 
 # %%
 pyro.clear_param_store()
@@ -288,9 +292,9 @@ page.show("1_noise", figure)
 # %% [markdown]
 # ## The links
 #
-# A posterior gives every pair a probability. Accept those above one half, and compare. The last column says whether the
-# probabilities can be trusted: of the answers given to the records of the first table (a partner, or none), the gap between
-# their probability and the share that is right.
+# A posterior gives every pair a probability. Accept those above one half, and compare. The last column says whether
+# the probabilities can be trusted: of the answers given to the records of the first table (a partner, or none), the
+# gap between their probability and the share that is right.
 
 # %%
 posteriors = {
@@ -304,8 +308,8 @@ for name, p in posteriors.items():
     print(f"{'':26} calibration error {pgs.reliability(square(p), square(truth), rows=mine).calibration_error:.3f}")
 
 # %% [markdown]
-# With the noise learnt, many more of the true links are found. What probabilities are for is the choice of a threshold: above a
-# high one what remains goes through unseen, and what lies between goes to a clerk.
+# With the noise learnt, many more of the true links are found. What probabilities are for is the choice of a
+# threshold: above a high one what remains goes through unseen, and what lies between goes to a clerk.
 
 # %% mystnb={"image": {"alt": "precision and recall by threshold, and reliability of the chain"}}
 for threshold in (0.1, 0.5, 0.9, 0.99):
@@ -330,8 +334,8 @@ page.show("2_thresholds", figure)
 # %% [markdown]
 # ## The posterior over matchings
 #
-# Left all of it, as `square` makes it: the blocks of the towns, then the stand-ins. Right the town with most doubt, the truth in
-# boxes, with the records that the doubt is about.
+# Left all of it, as `square` makes it: the blocks of the towns, then the stand-ins. Right the town with most doubt,
+# the truth in boxes, with the records that the doubt is about.
 
 # %% mystnb={"image": {"alt": "marginals of all records, and the links of the town with most doubt by name"}}
 found = pgs.summary({"P": square(links)}, truth=square(truth))
@@ -363,11 +367,12 @@ page.show("3_posterior", figure)
 #
 # - **Fixed weights** where you know the noise. Then `pgs.matching` is the best single answer, and a chain with
 #   `poutine.condition` still gives probabilities.
-# - **MCMC** with the noise latent, whenever you can wait: here it is both the more accurate and the better calibrated answer.
-# - **SVI** for large tables: its cost is one Sinkhorn a step, and its answer a little too sure; compare it with a chain on a few
-#   blocks.
+# - **MCMC** with the noise latent, whenever you can wait: here it is both the more accurate and the better calibrated
+#   answer.
+# - **SVI** for large tables: its cost is one Sinkhorn a step, and its answer a little too sure; compare it with a
+#   chain on a few blocks.
 # - **Exact**: blocks of up to about seven records with fixed noise, by `GibbsMatching`, whose marginals are exact.
 #
-# Blocks that can be wrong are a column like the others: allow the pairs and give a disagreement its weight. Missing values are
-# a weight of zero. [Partial matchings](../docs/how_to/partial_matching.md), [forbidden pairs](../docs/how_to/forbid_pairs.md) and
-# [choosing](../docs/choosing.md) have more.
+# Blocks that can be wrong are a column like the others: allow the pairs and give a disagreement its weight. Missing
+# values are a weight of zero. [Partial matchings](../docs/how_to/partial_matching.md), [forbidden
+# pairs](../docs/how_to/forbid_pairs.md) and [choosing](../docs/choosing.md) have more.

@@ -5,13 +5,14 @@
 # # Which blip is which target?
 #
 # A radar sees eight targets cross a plane. In every frame some targets are missed, sometimes there is a blip where no
-# target is, and no blip says whose it is. To follow the targets is to match the detections of every frame to targets: a
-# partial matching a frame. The usual tracker decides frame after frame and never looks back. Here the matchings of all
-# frames are latent variables of one Pyro model, so that a later frame can settle an earlier one, and so that the answer
-# comes with a probability: where two tracks cross, the truth is that nobody knows, and a tracker should say so.
+# target is, and no blip says whose it is. To follow the targets is to match the detections of every frame to targets:
+# a partial matching a frame. The usual tracker decides frame after frame and never looks back. Here the matchings of
+# all frames are latent variables of one Pyro model, so that a later frame can settle an earlier one, and so that the
+# answer comes with a probability: where two tracks cross, the truth is that nobody knows, and a tracker should say
+# so.
 #
-# It runs top to bottom in a few minutes on one core; `python -m tutorials.tracking --full` takes more scenes and longer
-# chains. Run so, its pictures go to `results/tracking`.
+# It runs top to bottom in a few minutes on one core; `python -m tutorials.tracking --full` takes more scenes and
+# longer chains. Run so, its pictures go to `results/tracking`.
 
 # %%
 import math
@@ -39,13 +40,14 @@ SAMPLES = {"quick": 5, "default": 400, "full": 4000}[page.size]
 # %% [markdown]
 # ## The data
 #
-# Each coordinate of a target is Gaussian: a known start and velocity, up to small errors, and a velocity that wobbles (an
-# integrated Wiener process, the usual "nearly constant velocity"). All positions of a track are then one Gaussian vector,
-# whose covariance over the twelve frames is `half @ half.mT`. The targets come in pairs whose paths are expected to cross.
+# Each coordinate of a target is Gaussian: a known start and velocity, up to small errors, and a velocity that wobbles
+# (an integrated Wiener process, the usual "nearly constant velocity"). All positions of a track are then one Gaussian
+# vector, whose covariance over the twelve frames is `half @ half.mT`. The targets come in pairs whose paths are
+# expected to cross.
 #
-# A target is detected with probability .85, with noise of .25. False detections have a source of their own, which emits
-# with probability .4, anywhere. `detections` has a row for every source, the empty ones last; `seen` says which rows are
-# detections, and their order means nothing. Column `n - 1` of `truth` is the source of false ones.
+# A target is detected with probability .85, with noise of .25. False detections have a source of their own, which
+# emits with probability .4, anywhere. `detections` has a row for every source, the empty ones last; `seen` says which
+# rows are detections, and their order means nothing. Column `n - 1` of `truth` is the source of false ones.
 
 # %% mystnb={"image": {"alt": "tracks of eight targets in pairs that cross, with their detections and false ones"}}
 frames, targets, side = 12, 8, 10.0
@@ -96,13 +98,13 @@ page.show("1_data", figure)
 # ## The model
 #
 # Every frame is a permutation of rows and sources: `P[t, i, j] = 1` says that row i of frame t is of source j. A row
-# without a detection that is matched to a target says that the target was missed. So partial matchings are permutations,
-# and nothing counts twice: the empty rows of a frame can be exchanged in the same number of ways whatever the matching. (More
-# than one false detection a frame would take more columns like the last, and where their number has no bound
-# [pad_logits](../docs/how_to/partial_matching.md).)
+# without a detection that is matched to a target says that the target was missed. So partial matchings are
+# permutations, and nothing counts twice: the empty rows of a frame can be exchanged in the same number of ways
+# whatever the matching. (More than one false detection a frame would take more columns like the last, and where their
+# number has no bound [pad_logits](../docs/how_to/partial_matching.md).)
 #
-# The positions are Gaussian given the matchings, so they are integrated out in closed form: what remains is a
-# model of permutations alone. With `w` the weight of a detection in a track, the integrand is the exponential of a
+# The positions are Gaussian given the matchings, so they are integrated out in closed form: what remains is a model
+# of permutations alone. With `w` the weight of a detection in a track, the integrand is the exponential of a
 # quadratic in the positions, also where `w` lies between zero and one, so the relaxed model needs nothing new.
 
 
@@ -181,10 +183,10 @@ print(f"entropy of the frames together {exact.entropy:.2f} nats, sum of each alo
 
 # %% [markdown]
 # Frames agree with each other: if the tracks changed sides, then from there on in every frame. The entropy of all
-# frames together is therefore much smaller than the sum of what each has alone. A guide with independent frames cannot say
-# that. And a chain that exchanges in one frame at a time has to go from one story to the other through scenes that
-# fit neither: `ParallelTempering` has warmer replicas that do not mind. Below is the probability that each gives to the true
-# matching of a frame.
+# frames together is therefore much smaller than the sum of what each has alone. A guide with independent frames
+# cannot say that. And a chain that exchanges in one frame at a time has to go from one story to the other through
+# scenes that fit neither: `ParallelTempering` has warmer replicas that do not mind. Below is the probability that
+# each gives to the true matching of a frame.
 
 
 # %% mystnb={"image": {"alt": "probability of the true matching by frame: exact, swaps, tempering and SVI"}}
@@ -224,14 +226,14 @@ ax.legend(fontsize="small")
 page.show("3_story", figure)
 
 # %% [markdown]
-# Tempering is near the exact answer. Swaps alone stay in the story that they fell into at the start, and the guide in the
-# one it was given: its frames are independent, and such a law can fit one story only.
+# Tempering is near the exact answer. Swaps alone stay in the story that they fell into at the start, and the guide in
+# the one it was given: its frames are independent, and such a law can fit one story only.
 #
 # ## Eight targets, frame by frame
 #
 # Eight targets and a source of false detections have 9! matchings a frame. The usual tracker predicts every target
-# from the past, scores all pairs and takes the best assignment (Hungarian, here `pgs.matching`), then goes to the next
-# frame. A simpler one gives each detection to its best source, whoever else has it: nearest neighbour.
+# from the past, scores all pairs and takes the best assignment (Hungarian, here `pgs.matching`), then goes to the
+# next frame. A simpler one gives each detection to its best source, whoever else has it: nearest neighbour.
 
 
 # %%
@@ -263,8 +265,8 @@ answers = {"nearest neighbour": frame_by_frame(nearest=True), "frame by frame": 
 # %% [markdown]
 # ## Eight targets, all frames at once
 #
-# For eight targets we start `SwapMetropolis` and the guide at the tracker's answer: a draw from the prior is a hopeless
-# start. Scenes are run one by one, the guide takes them all at once.
+# For eight targets we start `SwapMetropolis` and the guide at the tracker's answer: a draw from the prior is a
+# hopeless start. Scenes are run one by one, the guide takes them all at once.
 
 # %%
 parts = [(detections[s : s + 1], seen[s : s + 1], mean) for s in range(SCENES)]
@@ -278,9 +280,9 @@ posteriors = {
 }
 
 # %% [markdown]
-# The rows that count are the detections (`seen`), not the empty ones, which stand for each other. A posterior's answer
-# is the likeliest source of each; the reliability curve asks whether answers with probability .8 are right eight times in
-# ten.
+# The rows that count are the detections (`seen`), not the empty ones, which stand for each other. A posterior's
+# answer is the likeliest source of each; the reliability curve asks whether answers with probability .8 are right
+# eight times in ten.
 
 # %% mystnb={"image": {"alt": "reliability curves of the guide and of the chains"}}
 for name, P in (answers | posteriors).items():
@@ -298,9 +300,9 @@ page.show("4_reliability", figure)
 # %% [markdown]
 # What looks back is right more often. A tracker that decides has no probability but one; the chains say how sure they
 # are, frame by frame, and that is the picture to look at. Left are the tracks of forty draws, each target in its
-# colour, with the detections: where lines of two colours lie on each other, the draws disagree on who is who. Right is the
-# posterior over the matchings of the frame with most doubt, the truth as crosses; rows below the last detection are empty
-# ones.
+# colour, with the detections: where lines of two colours lie on each other, the draws disagree on who is who. Right
+# is the posterior over the matchings of the frame with most doubt, the truth as crosses; rows below the last
+# detection are empty ones.
 
 # %% mystnb={"image": {"alt": "tracks of draws from the posterior, and marginals of the most doubtful frame"}}
 doubt = torch.where(seen, pgs.summary({"P": draws})["P"].entropy, 0.0).sum(-1)
@@ -320,12 +322,12 @@ page.show("5_tracks", figure)
 # ## What to use
 #
 # - **Frame by frame** where targets stay apart: it is right there, and fast.
-# - **Exact** on small knots: take the two or three targets that come near each other and the detections around them, and
-#   enumerate.
-# - **MCMC** on all: start it at the tracker's answer. Where stories are far apart, `ParallelTempering`; its price is a
-#   chain a temperature.
-# - **SVI** for many scenes at once, or to learn noise and rates with a network; its frames are independent, so believe
-#   its marginals less than a chain's.
+# - **Exact** on small knots: take the two or three targets that come near each other and the detections around them,
+#   and enumerate.
+# - **MCMC** on all: start it at the tracker's answer. Where stories are far apart, `ParallelTempering`; its price is
+#   a chain a temperature.
+# - **SVI** for many scenes at once, or to learn noise and rates with a network; its frames are independent, so
+#   believe its marginals less than a chain's.
 #
 # The next steps are unknown rates and noise: give them priors, and `HMCGibbs` moves them beside the matchings
 # ([record linkage](linkage.py) does it). [Choosing](../docs/choosing.md) is the longer answer on methods.
