@@ -40,9 +40,9 @@ torch.set_num_threads(1)
 torch.set_default_dtype(torch.float64)
 pyro.set_rng_seed(0)  # of Python's random too
 
-PEOPLE = {"quick": 30, "default": 100, "full": 200}[page.size]
-STEPS = {"quick": 5, "default": 500, "full": 2000}[page.size]
-SAMPLES = {"quick": 10, "default": 1500, "full": 10000}[page.size]
+PEOPLE = {"quick": 30, "default": 100, "full": 150}[page.size]
+STEPS = {"quick": 5, "default": 300, "full": 2000}[page.size]
+SAMPLES = {"quick": 10, "default": 500, "full": 2000}[page.size]
 
 # %% [markdown]
 # ## The data
@@ -165,24 +165,27 @@ score("Hungarian, fixed", hungarian)
 #
 # ## The model
 #
-# `pad_logits` makes a partial matching a permutation: n rows that stand in for those who are missing in the first
-# table, and m columns for those who are missing in the second. What the mask forbids stays forbidden. A partial
-# matching of r links stands for `m! n! / r!` permutations, all equal, so the prior on matchings has to make up for
-# that. With the prior of Sadinle (2017), every number of links equally probable and, given it, every matching (as if
-# there were no block), what remains is one over `C(m, r) C(n, r)`.
+# A partial matching becomes a permutation with stand-ins: below the m rows of the first table, one row for each
+# record of the second, beside the n columns of the second, one column for each record of the first. A record without
+# a partner takes a stand-in. All that is of different towns is forbidden, so the matrix falls apart into towns, and
+# the library sees that.
 #
-# The noise of each column has a vague prior. That is the whole difference from fixed weights.
+# A partial matching with r links in a town of m and n records stands for `m! n! / r!` permutations, and the prior has
+# to make up for it. With the prior of Sadinle (2017), every number of links equally probable and, given it, every
+# matching, what remains is one over `C(m, r) C(n, r)`. The noise of each column has a vague prior. That is the whole
+# difference from fixed weights.
 
 # %%
-padded = pgs.pad_logits(torch.where(block, 0.0, -torch.inf), unmatched=0.0)
-prior = pgs.UniformPermutation(m + n, allowed=padded > -torch.inf)
+codes = pd.factorize(pd.concat([first["town"], second["town"]]))[0]
+member = torch.nn.functional.one_hot(torch.tensor(codes)).double()  # (m + n, towns)
+sizes = torch.stack([member[:m].sum(0), member[m:].sum(0)])
+prior = pgs.UniformPermutation(m + n, allowed=(member @ member.roll(-m, 0).T) > 0)
 
 
-def log_choose(r: Tensor) -> Tensor:
-    """Log of C(m, r) C(n, r)."""
-    return sum(
-        (torch.lgamma(torch.tensor(k + 1.0)) - (r + 1).lgamma() - (k - r + 1).lgamma() for k in (m, n)), torch.zeros(())
-    )
+def log_ways(r: Tensor) -> Tensor:
+    """Log of the product over towns of C(m, r) C(n, r), for numbers of links (..., towns)."""
+    choose = (sizes + 1).lgamma() - (r[..., None, :] + 1).lgamma() - (sizes - r[..., None, :] + 1).lgamma()
+    return choose.sum((-2, -1))
 
 
 def model() -> None:
@@ -192,7 +195,7 @@ def model() -> None:
     height = pyro.sample("height", dist.LogNormal(0.0, 1.0))
     P = pyro.sample("P", prior)
     links = pgs.unpad(P, (m, n))
-    pyro.factor("number", -log_choose(links.sum((-2, -1))))
+    pyro.factor("number", -log_ways(links.sum(-1) @ member[:m]))
     pyro.factor("comparisons", (links * weights(typo, year, height)).sum((-2, -1)))
 
 
@@ -200,20 +203,22 @@ def model() -> None:
 # ## MCMC
 #
 # `HMCGibbs` moves the permutation by exchanges of two rows and the noise by NUTS. An exchange changes four entries,
-# which a model may say with an attribute `swap_delta`; then thousands of exchanges cost little. The library compares
-# it with the model before it believes it.
+# which a model may say with an attribute `swap_delta`; then hundreds of exchanges cost one small sum. The library
+# compares it with the model before it believes it.
 
 
 # %%
 def swap_delta(swaps: pgs.Swaps) -> Tensor:
     """Change of the log density by exchanges of two rows' columns."""
     noise = {name: swaps.others.get(name, guess[name]) for name in guess}
-    table = torch.stack([torch.nn.functional.pad(x, (0, m, 0, n)) for x in (weights(**noise), torch.ones(m, n))])
+    table = torch.nn.functional.pad(weights(**noise), (0, m, 0, n))
     index = swaps.index[0]
-    (a, b), old = swaps.rows.T, index[swaps.rows].T
-    change = table[:, a, old[1]] + table[:, b, old[0]] - table[:, a, old[0]] - table[:, b, old[1]]
-    r = table[1, torch.arange(m + n), index].sum()
-    return change[0] + log_choose(r) - log_choose(r + change[1])
+    (a, b), (of_a, of_b) = swaps.rows.T, index[swaps.rows].T
+    change = table[a, of_b] + table[b, of_a] - table[a, of_a] - table[b, of_b]
+    linked = (index[:m] < n).double() @ member[:m]
+    more = [((row < m) & (column < n)).double() for row, column in ((a, of_b), (b, of_a), (a, of_a), (b, of_b))]
+    then = linked + (more[0] + more[1] - more[2] - more[3])[:, None] * member[a]
+    return change + log_ways(linked) - log_ways(then)
 
 
 def square(links: Tensor) -> Tensor:
@@ -223,7 +228,7 @@ def square(links: Tensor) -> Tensor:
 
 
 model.swap_delta = swap_delta  # type: ignore[attr-defined]
-kernel = pgs.HMCGibbs(NUTS(model), moves=pgs.SwapMetropolis(), num_moves=3)
+kernel = pgs.HMCGibbs(NUTS(model), moves=pgs.SwapMetropolis())
 start = {"P": square(hungarian)}
 mcmc = MCMC(kernel, num_samples=SAMPLES, warmup_steps=SAMPLES // 4, initial_params=start, disable_progbar=True)
 mcmc.run()
@@ -241,7 +246,7 @@ print(pgs.convergence({"P": square(links)}))
 certain = poutine.condition(model, data=guess)
 certain.swap_delta = swap_delta
 believed = MCMC(
-    pgs.SwapMetropolis(certain, num_steps=3 * (m + n)),
+    pgs.SwapMetropolis(certain),
     num_samples=SAMPLES,
     warmup_steps=SAMPLES // 4,
     initial_params=start,
