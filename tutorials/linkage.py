@@ -332,8 +332,10 @@ for label, found, marker in (("greedy, fixed", greedy(fixed), "s"), ("Hungarian,
     hits = float((found * truth).sum())
     left.plot(hits / float(truth.sum()), hits / float(found.sum()), marker, label=label)
 left.set(xlabel="recall", ylabel="precision", title="thresholds from .02 to .98")
+left.set_ylim(top=1.01)
 left.legend(fontsize="small", loc="lower left")
 plotting.plot_reliability(pgs.reliability(square(posteriors["MCMC"]), square(truth), rows=mine), ax=right)
+right.set_title(f"MCMC: {right.get_title()}", fontsize="medium")
 page.show("2_thresholds", figure)
 
 # %% [markdown]
