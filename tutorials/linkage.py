@@ -277,7 +277,7 @@ fitted = Predictive(model, guide=pgs.harden(guide), num_samples=300)()
 # %% [markdown]
 # ## What the noise is
 #
-# The links teach the noise and the noise the links. The guess is far off; the posterior is near the truth.
+# The links teach the noise and the noise the links. The dashed line is what the fixed weights took for granted.
 
 # %% mystnb={"image": {"alt": "posteriors of the noise of the three columns, with the truth and the guess"}}
 figure, panels = plt.subplots(1, 3, figsize=(10, 3), layout="constrained")
@@ -313,8 +313,8 @@ for name, p in posteriors.items():
     print(f"{'':26} calibration error {pgs.reliability(square(p), square(truth), rows=mine).calibration_error:.3f}")
 
 # %% [markdown]
-# With the noise learnt, many more of the true links are found. What probabilities are for is the choice of a
-# threshold: above a high one what remains goes through unseen, and what lies between goes to a clerk.
+# Compare the recall with noise fixed and with noise learnt. What probabilities are for is the choice of a threshold:
+# above a high one what remains goes through unseen, and what lies between goes to a clerk.
 
 # %% mystnb={"image": {"alt": "precision and recall by threshold, and reliability of the chain"}}
 for threshold in (0.1, 0.5, 0.9, 0.99):
@@ -374,10 +374,9 @@ page.show("3_posterior", figure)
 #
 # - **Fixed weights** where you know the noise. Then `pgs.matching` is the best single answer, and a chain with
 #   `poutine.condition` still gives probabilities.
-# - **MCMC** with the noise latent, whenever you can wait: here it is both the more accurate and the better calibrated
-#   answer.
-# - **SVI** for large tables: its cost is one Sinkhorn a step, and its answer a little too sure; compare it with a
-#   chain on a few blocks.
+# - **MCMC** with the noise latent, whenever you can wait: its probabilities include what is not known of the noise.
+#   Look at `convergence` before you believe it.
+# - **SVI** for large tables: its cost is one Sinkhorn a step; compare it with a chain on a few blocks.
 # - **Exact**: blocks of up to about seven records with fixed noise, by `GibbsMatching`, whose marginals are exact.
 #
 # Blocks that can be wrong are a column like the others: allow the pairs and give a disagreement its weight. Missing

@@ -226,8 +226,8 @@ ax.legend(fontsize="small")
 page.show("3_story", figure)
 
 # %% [markdown]
-# Tempering is near the exact answer. Swaps alone stay in the story that they fell into at the start, and the guide in
-# the one it was given: its frames are independent, and such a law can fit one story only.
+# Tempering is nearest to the exact answer. Swaps alone stay in the story that they fell into at the start, and the
+# guide in the one it was given: its frames are independent, and such a law can fit one story only.
 #
 # ## Eight targets, frame by frame
 #
@@ -265,8 +265,8 @@ answers = {"nearest neighbour": frame_by_frame(nearest=True), "frame by frame": 
 # %% [markdown]
 # ## Eight targets, all frames at once
 #
-# For eight targets we start the chain and the guide at the tracker's answer: a draw from the prior is a
-# hopeless start. Scenes are run one by one, the guide takes them all at once.
+# For eight targets we start the chain and the guide at the tracker's answer: a draw from the prior is a hopeless
+# start. Scenes are run one by one, the guide takes them all at once.
 
 # %%
 parts = [(detections[s : s + 1], seen[s : s + 1], mean) for s in range(SCENES)]
@@ -300,10 +300,10 @@ for ax, (name, P) in zip(panels, posteriors.items(), strict=True):
 page.show("4_reliability", figure)
 
 # %% [markdown]
-# What looks back is right more often. A tracker that decides has no probability but one; the chains say how sure they
-# are, frame by frame, and that is the picture to look at. Left are the tracks of forty draws, each target in its
-# colour, with the detections: where lines of two colours lie on each other, the draws disagree on who is who. Right
-# is the posterior over the matchings of the frame with most doubt, the truth as crosses; rows below the last
+# A tracker that decides has no probability but one, and the lines above say how often it is right. The chains say how
+# sure they are, frame by frame, and that is the picture to look at. Left are the tracks of forty draws, each target
+# in its colour, with the detections: where lines of two colours lie on each other, the draws disagree on who is who.
+# Right is the posterior over the matchings of the frame with most doubt, the truth as crosses; rows below the last
 # detection are empty ones.
 
 # %% mystnb={"image": {"alt": "tracks of draws from the posterior, and marginals of the most doubtful frame"}}
