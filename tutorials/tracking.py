@@ -87,9 +87,10 @@ print(f"{int(seen.sum())} detections, {int(truth[..., -1][seen].sum())} of them 
 figure, ax = plt.subplots(figsize=(7.5, 5.5), layout="constrained")
 for k in range(targets):
     ax.plot(*positions[0, :, k].T, color=f"C{k}", linewidth=1)
-    ax.annotate(str(k), positions[0, 0, k].tolist(), xytext=(-12, -3), textcoords="offset points", color=f"C{k}")
-ax.scatter(*detections[0][seen[0]].T, s=14, color="0.3", zorder=3, label="detections")
-ax.scatter(*detections[0][seen[0] & (truth[0, ..., -1] > 0)].T, s=90, facecolors="none", edgecolors="tab:red", label="false")
+    ax.annotate(str(k), tuple(positions[0, 0, k].tolist()), xytext=(-12, -3), textcoords="offset points", color=f"C{k}")
+ax.scatter(detections[0][seen[0]][:, 0], detections[0][seen[0]][:, 1], s=14, color="0.3", zorder=3, label="detections")
+wrong = detections[0][seen[0] & (truth[0, ..., -1] > 0)]
+ax.scatter(wrong[:, 0], wrong[:, 1], s=90, facecolors="none", edgecolors="tab:red", label="false")
 ax.set_title("one scene: true tracks, and what is seen")
 ax.legend(loc="upper left", fontsize="small")
 page.show("1_data", figure)
@@ -129,7 +130,8 @@ def log_density(P: Tensor, detections: Tensor, seen: Tensor, mean: Tensor) -> Te
     hit = math.log(detected / (1 - detected)) - math.log(2 * math.pi * noise**2)
     stray = math.log(false / (1 - false)) - math.log(side**2)
     strays = torch.where(seen, P[..., mean.shape[-2] :].sum(-1), 0.0).sum((-2, -1))
-    return fit + hit * weight.sum((-2, -1)) + stray * strays
+    total: Tensor = fit + hit * weight.sum((-2, -1)) + stray * strays
+    return total
 
 
 def model(detections: Tensor, seen: Tensor, mean: Tensor) -> None:
@@ -195,7 +197,8 @@ def chain(kernel: pgs.SwapMetropolis | pgs.ParallelTempering, *data: Tensor, sta
     initial = None if start is None else {"P": start}
     mcmc = MCMC(kernel, SAMPLES, warmup_steps=SAMPLES // 2, initial_params=initial, disable_progbar=True)
     mcmc.run(*data)
-    return mcmc.get_samples()["P"]
+    draws: Tensor = mcmc.get_samples()["P"]
+    return draws
 
 
 def fit(*data: Tensor, start: Tensor, temperature: float = 0.5) -> Tensor:
@@ -207,7 +210,8 @@ def fit(*data: Tensor, start: Tensor, temperature: float = 0.5) -> Tensor:
     svi = SVI(relaxed, guide, ClippedAdam({"lr": 0.1, "lrd": 0.05 ** (1 / STEPS)}), Trace_ELBO())
     for _ in range(STEPS):
         svi.step(*data)
-    return guide.hard_sample((500,))["P"]
+    draws: Tensor = guide.hard_sample((500,))["P"]
+    return draws
 
 
 found = {
