@@ -329,8 +329,9 @@ for name, p in posteriors.items():
     points = []
     for threshold in torch.linspace(0.02, 0.98, 49):
         chosen = p > threshold
-        hits = float(truth[chosen].sum())
-        points.append((hits / float(truth.sum()), hits / max(1.0, float(chosen.sum()))))
+        if chosen.any():
+            hits = float(truth[chosen].sum())
+            points.append((hits / float(truth.sum()), hits / float(chosen.sum())))
     left.plot(*zip(*points, strict=True), marker=".", markersize=3, linewidth=1, label=name)
 for label, found, marker in (("greedy, fixed", greedy(fixed), "s"), ("Hungarian, fixed", hungarian, "^")):
     hits = float((found * truth).sum())
