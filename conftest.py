@@ -10,7 +10,8 @@ import torch
 torch.set_num_threads(int(os.environ.get("PYRO_GS_TEST_THREADS", "1")))
 
 # Scripts that run from top to bottom when they are imported; tests/tutorials and tests/packaging run them.
-collect_ignore = ["tutorials/first_permutation.py", "tutorials/celegans/identify.py", "noxfile.py"]
+_PAGES = ["first_permutation", "tracking", "linkage", "ranking", "ordering", "celegans/identify"]
+collect_ignore = [*(f"tutorials/{page}.py" for page in _PAGES), "noxfile.py"]
 collect_ignore += ["tests/packaging/smoke.py", "tests/packaging/downstream.py"]
 
 

@@ -217,7 +217,8 @@ class LogJoint:
                 text += (
                     f". Site '{name}' is a partial matching of shape {tuple(law.event_shape)}: write it as a permutation "
                     f"of padded logits, pyro.sample('{name}', "
-                    "pyro_gs.GibbsPermutation(pyro_gs.pad_logits(logits, unmatched=...)))"
+                    "pyro_gs.GibbsPermutation(pyro_gs.pad_logits(logits, unmatched=...))). There a matching of r rows "
+                    "stands for n! m! / r! permutations; pyro.factor('once', (r + 1).lgamma()) makes it count once"
                 )
             elif type(law).__name__ == "OneOneMatching":
                 text += f". Site '{name}' holds index vectors: write pyro.sample('{name}', pyro_gs.GibbsPermutation(logits))"

@@ -8,6 +8,7 @@ that take what is left over::
     0                                    |  0
 
 Its perfect matchings are the assignments, each several times over: copies are interchangeable, and so are rows of zeros.
+With capacities of one, m columns and rows that may all stay unmatched, an assignment of r rows stands for ``n! m! / r!``.
 The Sinkhorn operator of it is optimal transport with a dustbin row and a dustbin column (Sarlin et al. 2020, 'SuperGlue',
 equation 7).
 """

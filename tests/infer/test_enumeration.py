@@ -38,6 +38,19 @@ def test_one_site():
     assert torch.allclose(listed, weights)
 
 
+def test_a_padded_partial_matching_that_counts_once_has_the_gibbs_law():
+    logits = torch.randn(3, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    scores = torch.tensor([0.3, -0.4, 0.8])
+
+    def model():
+        P = pyro.sample("P", pgs.GibbsPermutation(pgs.pad_logits(logits, unmatched=scores)))
+        pyro.factor("once", (pgs.unpad(P, (3, 2)).sum((-2, -1)) + 1).lgamma())
+
+    found = pgs.unpad(pgs.enumerate_posterior(model).marginals["P"], (3, 2))
+    want = pgs.GibbsMatching(logits, unmatched=scores).marginals()
+    torch.testing.assert_close(found, want, rtol=1e-10, atol=1e-10)  # rounding of sums of 120 terms
+
+
 def test_draws():
     pyro.set_rng_seed(0)
     posterior = pgs.enumerate_posterior(matching_model.model, *POINTS, 0.7)

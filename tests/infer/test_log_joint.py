@@ -137,7 +137,7 @@ def nothing():
     [
         (nothing, r"no latent permutation site among its latent sites 'x'; sample one.*UniformPermutation\(n\)"),
         (relaxed, "'P' is relaxed.*the plain model in place of pyro_gs.relax.*NUTS"),
-        (partial, r"'P' is a partial matching of shape \(2, 3\).*pad_logits"),
+        (partial, r"'P' is a partial matching of shape \(2, 3\).*pad_logits.*lgamma"),
         (observed, "no latent permutation site; .* 'P' are observed: drop obs=, or the condition, to infer them"),
         (index_vectors, r"'P' holds index vectors: write pyro.sample\('P', pyro_gs.GibbsPermutation"),
     ],
