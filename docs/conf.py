@@ -30,6 +30,8 @@ root_doc = "docs/index"
 include_patterns = [
     "docs/**.md",
     "tutorials/first_permutation.py",
+    "tutorials/ranking.py",
+    "tutorials/ordering.py",
     "tutorials/celegans/identify.py",
     "tutorials/celegans/README.md",
     "tutorials/sorting/README.md",
