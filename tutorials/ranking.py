@@ -38,7 +38,7 @@ pyro.set_rng_seed(0)
 
 SAMPLES = {"quick": 10, "default": 400, "full": 4000}[page.size]
 WARMUP = {"quick": 10, "default": 150, "full": 500}[page.size]
-STEPS = {"quick": 20, "default": 400, "full": 3000}[page.size]
+STEPS = {"quick": 20, "default": 600, "full": 3000}[page.size]
 
 # %% [markdown]
 # ## The data
@@ -320,3 +320,23 @@ for ax, (name, value) in zip(panels[1:], fitted.items(), strict=True):
     plotting.plot_marginals(site, key=False, ax=ax)
     ax.set(xlabel="bottle", ylabel="position", title=name)
 page.show("5_laws", figure)
+
+# %% [markdown]
+# In the run above the law with fewer numbers comes nearer. Scores are what this posterior is made of, and two bottles with
+# equal scores keep both orders open. A Gumbel-Sinkhorn guide can say what no scores can say (first or last, but not between;
+# a mask of ties) and has to find 64 numbers for it. Where two orders are equally good it may settle on one. Both are
+# broader elsewhere than the posterior, which is what a temperature does ([temperature](../docs/temperature.md)).
+#
+# ## What to take when
+#
+# - **Full rankings**: `PlackettLuce(scores)` as an observed site, and NUTS or SVI for the scores. No latent permutation.
+# - **Ties or partial orders, few open orders**: sum over `UniformPermutation(n, allowed).enumerate_support()`, or
+#   `NUTS(pgs.indexed(model))`.
+# - **Many open orders**: `HMCGibbs`, and `convergence` before you believe it. Masks need not be blocks: "bottle 3 is among
+#   the first four" is one too.
+# - **Many judges, little time**: `relax` with `AutoGumbelSinkhorn`, checked as above on a part of the data.
+# - **A ranking that is itself unknown**: a relaxed Plackett-Luce guide if a score an item will do, else
+#   `AutoGumbelSinkhorn`; and a chain to tell.
+#
+# [Laws](../docs/laws.md) has the others, Mallows among them; [forbidding pairs](../docs/how_to/forbid_pairs.md) is the
+# longer page on masks.
