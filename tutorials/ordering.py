@@ -20,6 +20,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pyro
 import torch
+from matplotlib.axes import Axes
 from pyro.infer import MCMC
 from sklearn.linear_model import LinearRegression
 from torch import Tensor
@@ -74,7 +75,9 @@ def log_evidence(P: Tensor, x: Tensor) -> Tensor:
     rows, n = x.shape
     diagonal = torch.linalg.cholesky(P @ (x.T @ x) @ P.mT + torch.eye(n)).diagonal(dim1=-2, dim2=-1)
     after = torch.arange(n - 1, -1, -1)  # how many variables regress on this one
-    return -(after * diagonal.log()).sum(-1) - (1 + n * rows / 2) * (1 + (diagonal**2 - 1).sum(-1) / 2).log()
+    price, residual = (after * diagonal.log()).sum(-1), (diagonal**2 - 1).sum(-1)
+    total: Tensor = -price - (1 + n * rows / 2) * (1 + residual / 2).log()
+    return total
 
 
 def model(x: Tensor) -> None:
@@ -104,7 +107,7 @@ def forward(posterior: pgs.EnumeratedPosterior, arrows: Tensor) -> float:
     return float(posterior.log_probs.exp()[right].sum())
 
 
-def draw_precedence(before: Tensor, arrows: Tensor, ax: plt.Axes) -> None:
+def draw_precedence(before: Tensor, arrows: Tensor, ax: Axes) -> None:
     """Heat map of the probability of `j` before `k`, with the arrows as crosses."""
     image = ax.imshow(before.masked_fill(torch.eye(len(before)) == 1, torch.nan), cmap="magma", vmin=0, vmax=1)
     cause, effect = arrows.nonzero().T
@@ -143,6 +146,7 @@ difference = (renamed.marginals["P"] - exact.marginals["P"][:, names]).abs().max
 print(f"columns {names.tolist()}: marginals differ by {difference:.1e} at most")
 assert difference < 1e-9
 assert exact.log_evidence is not None
+assert renamed.log_evidence is not None
 assert torch.isclose(renamed.log_evidence, exact.log_evidence)
 
 # %% [markdown]

@@ -198,15 +198,15 @@ svi = SVI(pgs.relax(model, temperature=0.5), guide, ClippedAdam({"lr": 0.05, "lr
 for _ in range(STEPS):
     svi.step(allowed)
 rankings["SVI"] = permutations.hard_sample((1000,), allowed)["R"]
-draws = Predictive(guide, num_samples=1000, return_sites=["beta", "spread", "own"])(allowed)
-found["grades, SVI"] = Predictive(draw_scores, draws, return_sites=["beta", "scores"])()
+fitted = Predictive(guide, num_samples=1000, return_sites=["beta", "spread", "own"])(allowed)
+found["grades, SVI"] = Predictive(draw_scores, fitted, return_sites=["beta", "scores"])()
 
 # %% mystnb={"image": {"alt": "posterior means and intervals of the treatments' effects, by what was known and by method"}}
 print("posterior mean and standard deviation of the effects on the score")
 print(" " * 24 + "".join(f"{name:>16}" for name in names))
 figure, axes = plt.subplots(1, 2, figsize=(8.4, 3), layout="constrained", sharey=True)
-for place, (name, values) in enumerate(found.items()):
-    beta = values["beta"].reshape(-1, 2)
+for place, (name, draws) in enumerate(found.items()):
+    beta = draws["beta"].reshape(-1, 2)
     mean, deviation = beta.mean(0).tolist(), beta.std(0).tolist()
     print(f"{name:24}" + "".join(f"{m:9.2f} +- {s:.2f}" for m, s in zip(mean, deviation, strict=True)))
     for ax, m, (low, high) in zip(axes, mean, beta.quantile(torch.tensor([0.05, 0.95]), dim=0).T.tolist(), strict=True):
@@ -300,20 +300,20 @@ exact = pgs.enumerate_posterior(ordinal, uniform)
 pyro.clear_param_store()
 gumbel_sinkhorn = pgs.AutoGumbelSinkhorn(ordinal, temperature=temperature)
 relaxed = pgs.relax(ordinal, temperature=temperature)
-for guide, prior in ((gumbel_sinkhorn, uniform), (plackett_luce_guide, equal)):
+for family, prior in ((gumbel_sinkhorn, uniform), (plackett_luce_guide, equal)):
     optimizer = ClippedAdam({"lr": 0.1, "lrd": 0.02 ** (1 / STEPS)})
     elbo = Trace_ELBO(num_particles=4, vectorize_particles=True, max_plate_nesting=0)
-    svi = SVI(relaxed, guide, optimizer, elbo)
+    svi = SVI(relaxed, family, optimizer, elbo)
     for _ in range(STEPS):
         svi.step(prior)
-fitted = {
+drawn = {
     "Gumbel-Sinkhorn": gumbel_sinkhorn.hard_sample((5000,))["C"],
     "Plackett-Luce": pgs.PlackettLuce(pyro.param("scores").detach()).sample((5000,)),
 }
 figure, panels = plt.subplots(1, 3, figsize=(10, 3.6), layout="constrained")
 plotting.plot_marginals(pgs.summary(exact), key=False, ax=panels[0])
 panels[0].set(xlabel="bottle", ylabel="position", title="exact")
-for ax, (name, value) in zip(panels[1:], fitted.items(), strict=True):
+for ax, (name, value) in zip(panels[1:], drawn.items(), strict=True):
     site = pgs.summary({"C": value})["C"]
     distance = 0.5 * (site.marginals - exact.marginals["C"]).abs().sum(-1).mean()
     print(f"{name}: total variation of the positions' marginals from the exact ones {distance:.3f}")
