@@ -110,6 +110,7 @@ def forward(posterior: pgs.EnumeratedPosterior, arrows: Tensor) -> float:
 def draw_precedence(before: Tensor, arrows: Tensor, ax: Axes) -> None:
     """Heat map of the probability of `j` before `k`, with the arrows as crosses."""
     image = ax.imshow(before.masked_fill(torch.eye(len(before)) == 1, torch.nan), cmap="magma", vmin=0, vmax=1)
+    ax.set_facecolor("#9aa7b1")
     cause, effect = arrows.nonzero().T
     ax.scatter(effect, cause, marker="x", color="#4f9dff", label="arrow")
     ax.set(xlabel="variable k", ylabel="variable j")
