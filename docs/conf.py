@@ -32,6 +32,8 @@ include_patterns = [
     "tutorials/first_permutation.py",
     "tutorials/tracking.py",
     "tutorials/linkage.py",
+    "tutorials/ranking.py",
+    "tutorials/ordering.py",
     "tutorials/celegans/identify.py",
     "tutorials/celegans/README.md",
     "tutorials/sorting/README.md",

@@ -19,7 +19,9 @@ HERE = Path(__file__).parent
 def run(*command, cwd):
     """Output of a command that succeeds, in a folder and an environment without this checkout."""
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "MYPYPATH")}
-    done = subprocess.run([str(part) for part in command], cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [str(part) for part in command], cwd=cwd, env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -82,5 +84,7 @@ def test_users_get_its_types(installed, tmp_path):
     (tmp_path / "mypy.ini").write_text("[mypy]\nstrict = true\n")
     mypy = [sys.executable, "-m", "mypy", "--python-executable", installed, "--cache-dir", ROOT / ".mypy_cache", "user.py"]
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "MYPYPATH")}
-    done = subprocess.run([str(part) for part in mypy], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [str(part) for part in mypy], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
     assert [int(line) for line in re.findall(r"^user.py:(\d+): error", done.stdout, re.MULTILINE)] == wrong, done.stdout
