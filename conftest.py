@@ -1,5 +1,6 @@
 """Fixtures for all tests: dtype, seeds, Pyro's validation and parameter store."""
 
+import collections
 import os
 
 import pyro
@@ -17,6 +18,17 @@ collect_ignore += ["tests/packaging/smoke.py", "tests/packaging/downstream.py"]
 
 def pytest_addoption(parser):
     parser.addoption("--dtype", choices=["float32", "float64"], default="float64", help="torch's default dtype")
+    parser.addoption("--hostile", type=int, default=25, help="hostile inputs for each public function, see tests/hostile")
+
+
+def pytest_configure(config):
+    config.hostile_tried = collections.Counter()
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    tried = config.hostile_tried
+    if tried:
+        terminalreporter.write_line(f"hostile inputs: {tried.total()} tried, {dict(tried)}")
 
 
 def pytest_collection_modifyitems(config, items):

@@ -15,7 +15,8 @@ import scipy.sparse.csgraph  # which adds a warning filter
 def state():
     return [
         str(torch.get_default_dtype()), str(torch.get_default_device()), torch.is_grad_enabled(), torch.get_num_threads(),
-        torch.get_rng_state().tolist(), hash(random.getstate()), str(numpy.random.get_state()), str(warnings.filters),
+        torch.get_rng_state().tolist(), hash(random.getstate()), str(numpy.random.get_state()),
+        str([each for each in warnings.filters if "sympy" not in str(each)]),  # torch 2.4 loads it with torch.func
         torch.distributions.Distribution._validate_args, sorted(pyro.get_param_store().keys()), pyro.settings.get(),
         str(numpy.geterr()), sys.getrecursionlimit(),
     ]

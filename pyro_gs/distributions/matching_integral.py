@@ -89,10 +89,11 @@ def _log_identity(x: Tensor, num_particles: int) -> Tensor:
     support = Support(x.shape)
     log_q = scale(x, support, tol=1e-10, max_iter=500, relative=True).log_p
     deepest = float(_depth(log_q).max()) if len(x) else 0.0
-    if deepest > DEEPEST:
+    if not deepest <= DEEPEST:  # NaN, where logits are so far apart that rounding is all that is left
+        found = f"one of e^-{deepest:.0f}" if deepest < torch.inf else "one that float64 cannot tell"
         raise NotImplementedError(
-            f"the law of M(X + eps) is integrated where entries of S(X) are above e^-{DEEPEST:g}, but logits have one of "
-            f"e^-{deepest:.0f} in a component of {size} rows; take log_prob_bounds, or smaller logits"
+            f"the law of M(X + eps) is integrated where entries of S(X) are above e^-{DEEPEST:g}, but logits have {found} "
+            f"in a component of {size} rows; take log_prob_bounds, or smaller logits"
         )
     if size == EXACT_ROWS:
         z = _constant_potentials(log_q, x)

@@ -14,6 +14,7 @@ tight clusters is not drowned by rounding inside them.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from typing import Any
 
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor
 
 from pyro_gs.ops.batching import apply_batched, refuse_nested_forward_mode
-from pyro_gs.ops.logits import check_floating, check_logits, check_square
+from pyro_gs.ops.logits import check_floating, check_logits, check_square, first_position
 from pyro_gs.ops.matching import solve_assignment
 from pyro_gs.ops.support import Support, find_support
 from pyro_gs.ops.tree import CutBasis, Forest, spanning_forest
@@ -289,6 +290,13 @@ class _Grounded(torch.autograd.Function):
     def forward(log_p: Tensor) -> Tensor:
         """Look at the entries that are not ``-inf``."""
         check_logits(log_p, "log_p", half=False)
+        high = log_p > 0.1  # beyond rounding, whatever the sums are
+        if bool(high.any()):
+            at = first_position(high)
+            raise ValueError(
+                "log_p must hold logarithms of doubly stochastic matrices, none above 0, but is "
+                f"{float(log_p[at]):g} at {at}"
+            )
         return grounded_nodes(find_support(log_p > -torch.inf, "log_p", prune=False), log_p)
 
     @staticmethod
@@ -447,7 +455,8 @@ def laplacian_logdet(log_p: Tensor) -> Tensor:
 
     Raises:
         TypeError: not a float32 or float64 tensor.
-        ValueError: not square, or the allowed entries hold no permutation or lack total support.
+        ValueError: not square, an entry is NaN or above zero (a tenth is let pass as rounding), or the allowed entries hold
+            no permutation or lack total support.
 
     Example:
         >>> import torch
@@ -474,7 +483,8 @@ def laplacian_solve(log_p: Tensor, b: Tensor) -> Tensor:
 
     Raises:
         TypeError: not float32 or float64 tensors.
-        ValueError: shapes do not fit, or the allowed entries of ``log_p`` lack total support.
+        ValueError: shapes do not fit, an entry of ``b`` is not finite, one of ``log_p`` is NaN or above zero (a tenth is let
+            pass as rounding), or the allowed entries of ``log_p`` lack total support.
 
     Example:
         >>> import torch
@@ -489,6 +499,10 @@ def laplacian_solve(log_p: Tensor, b: Tensor) -> Tensor:
     check_floating(b, "b", half=False)
     if b.shape[-1:] != log_p.shape[-1:]:
         raise ValueError(f"b must have shape (..., {log_p.shape[-1]}) to fit log_p, but has shape {tuple(b.shape)}")
+    with contextlib.suppress(RuntimeError):  # vmap hides values
+        if not bool(b.isfinite().all()):
+            at = first_position(~b.isfinite())
+            raise ValueError(f"b must be finite, but is {float(b[at])} at {at}")
     n = log_p.shape[-1]
     try:
         batch = torch.broadcast_shapes(log_p.shape[:-2], b.shape[:-1])

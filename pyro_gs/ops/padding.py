@@ -236,7 +236,7 @@ def unpad(P: Tensor, shape: tuple[int, int], *, capacities: Capacities | None = 
         capacities: as given to :func:`pad_logits`.
 
     Returns:
-        Tensor of shape (..., n, m): entry i, j is the share of row i that column j takes.
+        Tensor of shape (..., n, m): entry i, j is the share of row i that column j takes. Values are not looked at.
 
     Raises:
         ValueError: ``shape`` is no pair of positive integers, or ``P`` too small for it and ``capacities``.

@@ -84,11 +84,17 @@ def default_tol(dtype: torch.dtype) -> float:
 
 
 def warn_unconverged(tol: float, solution: SinkhornSolution, temperature: float | Tensor | None) -> None:
-    """Issue a :class:`SinkhornWarning` if an item of a solution missed its tolerance."""
+    """Issue a :class:`SinkhornWarning` if an item of a solution missed its tolerance, ``ValueError`` if it has NaN."""
     if bool(solution.converged.all()):
         return
     worst = float(solution.residual.max())
     count = int((~solution.converged).sum())
+    if math.isnan(worst):
+        quotient = "logits" if temperature is None else "logits / temperature"
+        raise ValueError(
+            f"{quotient} differ by so much that float64 cannot tell what is left of them, in "
+            f"{int(solution.residual.isnan().sum())} of {solution.converged.numel()} matrices; forbid pairs by -inf"
+        )
     about = "logits as given" if temperature is None else _temperature_range(temperature)
     warn_user(
         f"Sinkhorn stopped after {int(solution.iterations.max())} Newton steps with a marginal error of {worst:.2e}, "
@@ -171,13 +177,15 @@ def solve_sinkhorn(
             )
         warn_unconverged(tol, found, None)
 
+    top = logits.detach().amax(-1).double()
+    top = torch.where(top.isfinite(), top, 0.0)
     found = scale(
-        logits.double(), None, row_sums, column_sums, tol=tol, max_iter=max_iter or 500, relative=True,
+        logits.double() - top[..., None], None, row_sums, column_sums, tol=tol, max_iter=max_iter or 500, relative=True,
         checks=(functools.partial(_check_problem, slack=slack), logits.detach(), None), report=report,
     )  # fmt: skip
     dtype = logits.dtype
     return found._replace(
-        log_p=found.log_p.to(dtype), u=found.u.to(dtype), v=found.v.to(dtype), residual=found.residual.to(dtype)
+        log_p=found.log_p.to(dtype), u=(found.u - top).to(dtype), v=found.v.to(dtype), residual=found.residual.to(dtype)
     )
 
 

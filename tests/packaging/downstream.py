@@ -27,4 +27,4 @@ assert_type(pgs.nn.SinkhornLayer(temperature=1.0).forward(torch.zeros(3, 3)), Te
 
 pgs.sinkhorn("logits")  # error: argument
 pgs.matching(torch.zeros(3, 3), temperature=1.0)  # error: no such argument
-pgs.sinkhrn  # error: no such name
+print(pgs.sinkhrn)  # error: no such name

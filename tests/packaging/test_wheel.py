@@ -16,12 +16,16 @@ ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
 
 
-def run(*command, cwd):
-    """Output of a command that succeeds, in a folder and an environment without this checkout."""
+def attempt(*command, cwd):
+    """Run a command in a folder and an environment without this checkout."""
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "MYPYPATH")}
-    done = subprocess.run(
-        [str(part) for part in command], cwd=cwd, env=environment, capture_output=True, text=True, check=False
-    )
+    words = [str(part) for part in command]
+    return subprocess.run(words, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+
+
+def run(*command, cwd):
+    """Output of a command that succeeds."""
+    done = attempt(*command, cwd=cwd)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -82,9 +86,6 @@ def test_users_get_its_types(installed, tmp_path):
     wrong = [number for number, line in enumerate(program.splitlines(), 1) if "# error" in line]
     (tmp_path / "user.py").write_text(program)
     (tmp_path / "mypy.ini").write_text("[mypy]\nstrict = true\n")
-    mypy = [sys.executable, "-m", "mypy", "--python-executable", installed, "--cache-dir", ROOT / ".mypy_cache", "user.py"]
-    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "MYPYPATH")}
-    done = subprocess.run(
-        [str(part) for part in mypy], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
-    )
+    options = ["--python-executable", installed, "--cache-dir", ROOT / ".mypy_cache"]
+    done = attempt(sys.executable, "-m", "mypy", *options, "user.py", cwd=tmp_path)
     assert [int(line) for line in re.findall(r"^user.py:(\d+): error", done.stdout, re.MULTILINE)] == wrong, done.stdout
