@@ -4,7 +4,8 @@
 #   make docs       the site, in build/docs; runs the tutorials (about five minutes, and again when code has changed), or
 #                   make docs PYRO_GS_TUTORIAL_SIZE=quick
 # Beside them: make sorting, jigsaw, assemble (Sinkhorn networks), celegans-seeds (the guide over five seeds with 90 s each),
-# celegans-table1, celegans-table2 and celegans-sweeps (hours; all go on where they were), lint, types, bench.
+# celegans-table1, celegans-table2 and celegans-sweeps (hours; all go on where they were), lint, types, bench, soak
+# (an hour: hostile input, memory, cold temperatures), matrix (nox: interpreters and versions of what we depend on).
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -13,7 +14,7 @@ SWEEP ?= --jobs 2
 # both cores, a file of tests at a time
 PYTEST ?= -n 2 --dist loadfile
 
-.PHONY: celegans sorting jigsaw assemble celegans-seeds celegans-table1 celegans-table2 celegans-sweeps test docs lint types bench clean
+.PHONY: celegans sorting jigsaw assemble celegans-seeds celegans-table1 celegans-table2 celegans-sweeps test docs lint types bench soak matrix clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -66,6 +67,14 @@ bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/guide_proposal.py
 	$(BIN)/python benchmarks/objectives.py
 	$(BIN)/python benchmarks/temperature_check.py
+
+# long runs: hostile inputs by the thousand, then memory, drift and cold temperatures
+soak: $(VENV)/.installed
+	$(BIN)/python -m pytest tests/hostile --hostile 2000
+	$(BIN)/python benchmarks/soak.py
+
+matrix: $(VENV)/.installed
+	$(BIN)/nox
 
 clean:
 	rm -rf $(VENV) results build .pytest_cache .mypy_cache .ruff_cache

@@ -39,6 +39,7 @@ class SinkhornLayer(nn.Module):
         TypeError: ``temperature`` or ``noise`` is no number; at a call, ``logits`` not floating or ``mask`` not bool.
         ValueError: ``temperature`` not positive, ``noise`` negative, not finite, a count below 1; at a call, logits that are
             not square, NaN or +inf, or allow no permutation, or a mask that does not fit.
+        RuntimeError: in the backward pass, no solution to differentiate at, as :func:`pyro_gs.log_sinkhorn`.
 
     Warns:
         SinkhornWarning, SupportWarning: as :func:`pyro_gs.log_sinkhorn`.

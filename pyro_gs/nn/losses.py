@@ -31,7 +31,7 @@ def reconstruction_loss(
 
     Raises:
         TypeError: not floating, different dtypes, a mask not bool.
-        ValueError: shapes that do not fit, a NaN or infinity, not where the mask has no piece.
+        ValueError: shapes that do not fit, pieces without entries, a NaN or infinity, not where the mask has no piece.
 
     Example:
         >>> import torch
@@ -41,7 +41,9 @@ def reconstruction_loss(
     """
     check_count(item_dim, "item_dim", least=0)
     check_items(items, item_dim, mask=mask)
-    lead = items.shape[: items.dim() - item_dim]
+    lead, item = items.shape[: items.dim() - item_dim], items.shape[items.dim() - item_dim :]
+    if 0 in item:
+        raise ValueError(f"items must have entries to compare, but a piece has shape {tuple(item)}")
     mask = None if mask is None else check_mask(mask, lead)
     seen = None if mask is None else positions(mask)
     check_items(target, item_dim, "target", mask=seen)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pyro_gs.ops.assignment_sums import log_assignment_sum
 from pyro_gs.ops.batching import unexpanded
-from pyro_gs.ops.implicit import scale
+from pyro_gs.ops.implicit import SinkhornSolution, scale
 from pyro_gs.ops.logits import check_logits, check_magnitude, describe
 from pyro_gs.ops.padding import Assignment, Capacities
 from pyro_gs.ops.subsets import levels, moves
@@ -158,14 +158,13 @@ def log_normalizer(logits: Tensor, support: Support, method: Method = "exact") -
     if method == "exact":
         check_exact(support, "log_permanent")
     x, support, batch = distinct(logits, support)
-    balanced = scale(x.detach(), support, tol=_TOL, max_iter=500, relative=False)
+    z, balanced = _balance(x, support)
     shift = -balanced.u.sum(-1) - balanced.v.sum(-1)
     if method == "sinkhorn_upper":
         # By the envelope theorem the potentials may be held fixed, with sum P dX as the differential of the shift.
         p = balanced.log_p.exp()
         value = shift + (p * torch.where(p > 0, x - x.detach(), 0.0)).sum((-2, -1))
         return value.expand(batch)
-    z = x + balanced.u[..., None] + balanced.v[..., None, :]
     if method == "exact":
         value = torch.zeros(x.shape[:-2], dtype=x.dtype, device=x.device).reshape(-1)
         for block in blocks(support, x.device):
@@ -316,9 +315,24 @@ def marginals(logits: Tensor, support: Support, method: Method = "exact") -> Ten
 
 
 def balance(x: Tensor, support: Support) -> Tensor:
-    """Logits plus row and column potentials that make their exponentials doubly stochastic; the potentials are constants."""
+    """Logits plus row and column potentials that make their exponentials doubly stochastic; the potentials are constants.
+
+    Raises:
+        ValueError: logits so far apart that rounding is all that is left of what they differ by.
+    """
+    return _balance(x, support)[0]
+
+
+def _balance(x: Tensor, support: Support) -> tuple[Tensor, SinkhornSolution]:
+    """Balanced logits, and the solution that has the potentials."""
     found = scale(x.detach(), support, tol=_TOL, max_iter=500, relative=False)
-    return x + found.u[..., None] + found.v[..., None, :]
+    z = x + found.u[..., None] + found.v[..., None, :]
+    if z.numel() and not bool(z.detach().amax() < 1):  # at most 0 but for the tolerance
+        raise ValueError(
+            f"logits reach {float(x.detach().amax()):.3g} and differ by so much that float64 cannot tell what is left of "
+            "them; forbid pairs by -inf"
+        )
+    return z, found
 
 
 def log_others(x: Tensor, dim: int) -> Tensor:

@@ -161,6 +161,11 @@ ONE = torch.tensor([True, False, False])
             ValueError,
             "ordered must have shape .* 2 dimensions of an item",
         ),
+        (
+            lambda: reconstruction_loss(EYE, ITEMS[:, :0], ITEMS[:, :0]),
+            ValueError,
+            r"items must have entries to compare, but a piece has shape \(0,\)",
+        ),
         (lambda: reconstruction_loss(EYE, ITEMS, ITEMS[:2]), ValueError, r"target must have the shape and dtype of items"),
         (lambda: reconstruction_loss(EYE, ITEMS, ITEMS, torch.ones(4).bool()), ValueError, r"mask must broadcast to \(3,\)"),
         (lambda: cross_entropy(EYE, torch.ones(3, 3)), ValueError, "target is not a permutation matrix"),
