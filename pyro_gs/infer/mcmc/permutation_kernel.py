@@ -280,7 +280,14 @@ class PermutationKernel(MCMCKernel):
         Those entries, such as forbidden pairs, have no R-hat, and Pyro's ``mcmc.summary()`` and ``mcmc.diagnostics()`` have
         NaN for them and for all effective sample sizes of their site; ``"NaN"`` points to ``pyro_gs.convergence(mcmc)``,
         which leaves them out.
+
+        Raises:
+            RuntimeError: before a chain has run, and after ``MCMC.run``, which makes the kernel forget it.
         """
+        if "_visited" not in self.__dict__:
+            raise RuntimeError(
+                f"{type(self).__name__} has no chain: after MCMC.run its diagnostics are in mcmc.diagnostics()"
+            )
         constant = {name: int((~visited).sum() + (visited.sum(-1) == 1).sum()) for name, visited in self._visited.items()}
         return {"acceptance rate": self.acceptance_rate, "constant entries": constant, "NaN": _ON_NAN}
 

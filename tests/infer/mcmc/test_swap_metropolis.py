@@ -249,6 +249,8 @@ def test_a_support_of_one_permutation_stays():
     mcmc.run()
     assert torch.equal(mcmc.get_samples()["P"], torch.eye(3).expand(10, 3, 3))
     assert mcmc.diagnostics()["constant entries"]["chain 0"] == {"P": 9}
+    with pytest.raises(RuntimeError, match=r"SwapMetropolis has no chain: after MCMC.run .* mcmc.diagnostics\(\)"):
+        mcmc.kernel.diagnostics()
 
 
 def test_potential_functions():
