@@ -288,7 +288,8 @@ posteriors = {
 # %% [markdown]
 # The rows that count are the detections (`seen`), not the empty ones, which stand for each other. A posterior's
 # answer is the likeliest source of each; the reliability curve asks whether answers with probability .8 are right
-# eight times in ten.
+# eight times in ten. The last lines say whether the chains have come to where the truth lies: their draws should not
+# have a lower log density than it has.
 
 # %% mystnb={"image": {"alt": "reliability curves of the guide and of the chains"}}
 for name, P in (answers | posteriors).items():
@@ -296,6 +297,9 @@ for name, P in (answers | posteriors).items():
     right = float((curve.count * curve.accuracy).sum() / curve.count.sum())
     print(f"{name}: {right:.3f} of the detections right", end="")
     print(f", says {float((curve.count * curve.confidence).sum() / curve.count.sum()):.3f}")
+for name, P in {"truth": truth, "frame by frame": hungarian, "MCMC, mean of draws": draws}.items():
+    density = log_density(P, detections, seen, mean).reshape(-1, SCENES).mean(0)
+    print(f"log density by scene, {name}: {density.round(decimals=1).tolist()}")
 
 figure, panels = plt.subplots(1, 2, figsize=(9, 4.4), layout="constrained")
 for ax, (name, P) in zip(panels, posteriors.items(), strict=True):
@@ -305,7 +309,8 @@ page.show("4_reliability", figure)
 
 # %% [markdown]
 # A tracker that decides has no probability but one, and the lines above say how often it is right. The chains say how
-# sure they are, frame by frame, and that is the picture to look at. Left are the tracks of forty draws, each target
+# sure they are, frame by frame, and are much nearer to being right about it than the guide, if still too sure of what
+# they never left. That is the picture to look at. Left are the tracks of forty draws, each target
 # in its colour, with the detections: where lines of two colours lie on each other, the draws disagree on who is who.
 # Right is the posterior over the matchings of the frame with most doubt, the truth as crosses; rows below the last
 # detection are empty ones.

@@ -77,6 +77,7 @@ class GumbelSinkhorn(MatrixLaw):
         TypeError: integer or half precision ``logits``.
         ValueError: NaN or +inf in ``logits``, not square, no permutation allowed, ``temperature`` not positive and
             finite, ``num_particles`` negative. Messages name the batch item.
+        RuntimeError: in the backward pass of a draw, no solution to differentiate at: logits that differ by far too much.
 
     Example:
         >>> import torch

@@ -23,7 +23,7 @@ from pyro_gs.distributions.gumbel_sinkhorn import GumbelSinkhorn, allowed_counts
 from pyro_gs.distributions.ranking_kl import joint_batch
 from pyro_gs.distributions.uniform_permutation import UniformPermutation
 from pyro_gs.ops.batching import unexpanded
-from pyro_gs.ops.implicit import scale
+from pyro_gs.ops.implicit import check_resolved, scale
 from pyro_gs.ops.logits import check_count
 from pyro_gs.ops.permanent import log_normalizer, marginals
 from pyro_gs.ops.sinkhorn import default_tol
@@ -108,7 +108,7 @@ def tightened_kl(q: GumbelSinkhorn, p: GumbelSinkhorn) -> Tensor:
         Tensor of the broadcast batch shape, in nats, non-negative; ``inf`` where the allowed pairs differ.
 
     Raises:
-        ValueError: the event shapes differ.
+        ValueError: the event shapes differ, or logits differ by so much that rounding is all that is left of them.
 
     Example:
         >>> import torch
@@ -124,6 +124,7 @@ def tightened_kl(q: GumbelSinkhorn, p: GumbelSinkhorn) -> Tensor:
     full = allowed is None
     marginals = (None, None) if full else (rows, columns)
     log_r = scale(z, law._support, *marginals, tol=tol * d.shape[-1], max_iter=500, relative=False).log_p
+    check_resolved(log_r - d.shape[-1], "logits of q and p, over their temperatures,")  # logs of counts at most
     if full:
         log_r = log_r + rows.log()[..., None]
     ratio = t0 / t

@@ -120,5 +120,7 @@ class PushedNormal(MatrixLaw):
                 raise ValueError(f"value{describe(item)} is not in the support of {self}, {support}")
         transform = self.transform
         normal = transform.inv(value)
-        density = Normal(self.loc, self.scale, validate_args=False).log_prob(normal).sum((-2, -1))
+        # in float64, since the square of a large value overflows float32, and its gradient is then NaN
+        law = Normal(self.loc.double(), self.scale.double(), validate_args=False)
+        density = law.log_prob(normal.double()).sum((-2, -1)).to(self.loc.dtype)
         return density - transform.log_abs_det_jacobian(normal, value)  # type: ignore[no-any-return]

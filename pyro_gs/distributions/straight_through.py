@@ -29,6 +29,7 @@ class GumbelSinkhornStraightThrough(GumbelSinkhorn):
     Raises:
         TypeError: as :class:`GumbelSinkhorn`.
         ValueError: as :class:`GumbelSinkhorn`.
+        RuntimeError: as :class:`GumbelSinkhorn`.
 
     Example:
         >>> import torch

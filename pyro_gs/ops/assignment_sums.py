@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from pyro_gs.ops.implicit import scale
+from pyro_gs.ops.implicit import check_resolved, scale
 from pyro_gs.ops.padding import Assignment
 from pyro_gs.ops.subsets import choose, levels
 from pyro_gs.ops.support import find_support
@@ -155,6 +155,7 @@ def _scaled(problem: Assignment, states: _States) -> _Scaled:
     padded = padded.reshape(-1, size, size)
     found = scale(padded, find_support(padded > -torch.inf), tol=1e-8, max_iter=500, relative=False)
     u, v = found.u, found.v
+    check_resolved(padded + u[..., None] + v[:, None])
     first = (capacity.cumsum(0) - capacity).clamp(max=size - 1)
     of_column = v[:, first]
     total = u.sum(-1) + v.sum(-1)

@@ -422,6 +422,14 @@ def _solve_eagerly(*args: Any) -> Any:
     return Solve.apply(*args)
 
 
+def check_resolved(log_p: Tensor, name: str = "logits") -> None:
+    """Raise ``ValueError`` where scaled logits (..., n, n) are above zero or NaN: rounding is all that is left of them."""
+    if log_p.numel() and not bool(log_p.detach().amax() < 1):
+        raise ValueError(
+            f"{name} differ by so much that float64 cannot tell what is left; forbid pairs by -inf, not by large numbers"
+        )
+
+
 def scale(
     z: Tensor,
     support: Support | None,

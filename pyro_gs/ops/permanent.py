@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pyro_gs.ops.assignment_sums import log_assignment_sum
 from pyro_gs.ops.batching import unexpanded
-from pyro_gs.ops.implicit import SinkhornSolution, scale
+from pyro_gs.ops.implicit import SinkhornSolution, check_resolved, scale
 from pyro_gs.ops.logits import check_logits, check_magnitude, describe
 from pyro_gs.ops.padding import Assignment, Capacities
 from pyro_gs.ops.subsets import levels, moves
@@ -327,11 +327,7 @@ def _balance(x: Tensor, support: Support) -> tuple[Tensor, SinkhornSolution]:
     """Balanced logits, and the solution that has the potentials."""
     found = scale(x.detach(), support, tol=_TOL, max_iter=500, relative=False)
     z = x + found.u[..., None] + found.v[..., None, :]
-    if z.numel() and not bool(z.detach().amax() < 1):  # at most 0 but for the tolerance
-        raise ValueError(
-            f"logits reach {float(x.detach().amax()):.3g} and differ by so much that float64 cannot tell what is left of "
-            "them; forbid pairs by -inf"
-        )
+    check_resolved(z)
     return z, found
 
 

@@ -174,7 +174,7 @@ CALLS = [
         (nn.SinkhornLayer, nn.SinkhornLayer.forward),
         draws=True,
     ),
-    call(nn.mask_logits, logits=squares(), mask=masks() | masks(square=False)),
+    call(nn.mask_logits, logits=squares(), mask=masks() | masks(square=False), looks=False),
     call(nn.cross_entropy, log_p=plans(log=True) | squares(), target=permutations()),
     call(nn.gumbel_matching_nll, logits=squares(), target=permutations(), num_particles=PARTICLES, draws=True),
     call(nn.reconstruction_loss, P=plans(), items=rectangles(), target=rectangles()),
