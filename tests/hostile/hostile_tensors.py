@@ -139,14 +139,18 @@ def temperatures(draw):
     return as_given(draw, torch.full(draw(batches()), float(number), dtype=torch.float64))
 
 
+def _orders(draw):
+    """Permutations (..., n) as integers."""
+    shape, n = draw(batches()), draw(sizes())
+    orders = [draw(st.permutations(range(n))) for _ in range(math.prod(shape))]
+    return torch.tensor(orders, dtype=torch.int64).reshape(*shape, n)
+
+
 @st.composite
 def permutations(draw):
     """(..., n, n), permutation matrices, mostly."""
-    shape = draw(batches())
-    n = draw(sizes())
-    orders = [draw(st.permutations(range(n))) for _ in range(math.prod(shape))]
-    index = torch.tensor(orders, dtype=torch.int64).reshape(*shape, n)
-    values = torch.eye(n, dtype=torch.float64)[index]
+    index = _orders(draw)
+    values = torch.eye(index.shape[-1], dtype=torch.float64)[index]
     if values.numel() and draw(rarely) == 0:
         values.view(-1)[draw(st.integers(0, values.numel() - 1))] = draw(
             st.sampled_from([0.0, 1.0, 0.5, 2.0, -1.0, NAN, INF])
@@ -157,12 +161,9 @@ def permutations(draw):
 @st.composite
 def index_vectors(draw):
     """(..., n) of integers, mostly permutations."""
-    shape = draw(batches())
-    n = draw(sizes())
-    orders = [draw(st.permutations(range(n))) for _ in range(math.prod(shape))]
-    index = torch.tensor(orders, dtype=torch.int64).reshape(*shape, n)
+    index = _orders(draw)
     if index.numel() and draw(rarely) == 0:
-        index.view(-1)[0] = draw(st.sampled_from([-1, n, 2**40]))
+        index.view(-1)[0] = draw(st.sampled_from([-1, index.shape[-1], 2**40]))
     dtype = draw(st.sampled_from([torch.int64] * 6 + [torch.int32, torch.int8, torch.uint8, torch.float32, torch.bool]))
     return laid_out(index.to(dtype), draw(st.sampled_from(LAYOUTS)))
 
