@@ -12,7 +12,15 @@ from torch.distributions import constraints as torch_constraints
 
 from pyro_gs.distributions.matrix_law import MatrixLaw
 from pyro_gs.distributions.permutation_law import check_value_shape
-from pyro_gs.ops.logits import broadcast_batch, cast_temperature, check_floating, check_square, describe, first_position
+from pyro_gs.ops.logits import (
+    broadcast_batch,
+    cast_temperature,
+    check_floating,
+    check_magnitude,
+    check_square,
+    describe,
+    first_position,
+)
 
 
 class PushedNormal(MatrixLaw):
@@ -59,6 +67,8 @@ class PushedNormal(MatrixLaw):
                 f"loc{describe(tuple(item))} must be finite, but is {float(loc[where])} at row {row}, column {column}"
             )
         scale, tau = cast_temperature(scale, loc, "scale"), cast_temperature(temperature, loc)
+        check_magnitude(loc, "loc")
+        check_magnitude(scale, "scale")
         self._kind(tau)  # which may ask for more
         try:
             shape = torch.broadcast_shapes(loc.shape, scale.shape)
