@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -93,11 +94,11 @@ def drift(value: Tensor) -> float:
     return max(float((value.sum(dim) - 1).abs().max()) for dim in (-1, -2))
 
 
-def long_svi(steps: int) -> list[list[str]]:
+def long_svi(steps: int) -> list[str]:
     """Memory, sums of the guide's draws, and the loss over a run."""
     every = max(1, steps // 20)
     guide, svi = fit(full, 0.5)
-    rows, marks, losses = [], [], []
+    marks, losses = [], []
     for step in tqdm(range(1, steps + 1), desc="SVI", disable=None):
         losses.append(svi.step())
         if step % every == 0:
@@ -106,13 +107,12 @@ def long_svi(steps: int) -> list[list[str]]:
     hard = guide.hard_sample((100,))["P"]
     if not torch.equal(hard, hard.round()) or drift(hard) > 0:
         raise ArithmeticError(f"a hard draw is no permutation after {steps} steps")
-    if not all(map(torch.isfinite, map(torch.tensor, losses))):
+    if not all(map(math.isfinite, losses)):
         raise ArithmeticError("a loss is not finite")
-    rows.append([f"SVI, {steps:,} steps", f"{growth(marks, every):.1f}", f"{drift(relaxed):.1e}"])
-    return rows
+    return [f"SVI, {steps:,} steps", f"{growth(marks, every):.1f}", f"{drift(relaxed):.1e}"]
 
 
-def long_chain(draws: int) -> list[list[str]]:
+def long_chain(draws: int) -> list[str]:
     """Memory over a chain, less that of the draws it keeps."""
     every = max(1, draws // 20)
     marks: list[float] = []
@@ -130,7 +130,7 @@ def long_chain(draws: int) -> list[list[str]]:
     kept = N * N * found.element_size() / 1024 * 1000  # KiB of a thousand draws
     exact = pgs.enumerate_posterior(full).marginals["P"]
     error = float((found.mean(0) - exact).abs().max())
-    return [[f"MCMC, {draws:,} draws", f"{growth(marks, every) - kept:.1f}", f"marginals off by {error:.1e}"]]
+    return [f"MCMC, {draws:,} draws", f"{growth(marks, every) - kept:.1f}", f"marginals off by {error:.1e}"]
 
 
 def cold(steps: int, temperatures: tuple[float, ...]) -> list[list[str]]:
@@ -142,10 +142,8 @@ def cold(steps: int, temperatures: tuple[float, ...]) -> list[list[str]]:
             guide, svi = fit(model, temperature)
             bad = 0
             for _ in tqdm(range(steps), desc=f"{name}, temperature {temperature:g}", disable=None, leave=False):
-                loss = svi.step()
-                bad += not (loss == loss and abs(loss) < float("inf"))
-            logits = guide.logits("P")
-            bad += int(logits.isnan().sum())
+                bad += not math.isfinite(svi.step())
+            bad += int(guide.logits("P").isnan().sum())
             counts.append(str(bad))
         rows.append([name, *counts])
     return rows
@@ -157,7 +155,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--scale", type=float, default=1.0, help="share of the steps")
     scale = parser.parse_args(arguments).scale
     steps, draws, cold_steps = (max(40, round(scale * count)) for count in (SVI_STEPS, DRAWS, COLD_STEPS))
-    rows = [*long_svi(steps), *long_chain(draws)]
+    rows = [long_svi(steps), long_chain(draws)]
     print(report.markdown([["run", "KiB a thousand steps, second half", "constraints"], *rows]))
     table = cold(cold_steps, TEMPERATURES)
     print(f"\nNot finite, of {cold_steps:,} steps in float32:\n")

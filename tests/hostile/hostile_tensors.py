@@ -37,8 +37,7 @@ class Given:
     value: torch.Tensor
 
     def __post_init__(self):
-        base = self.value.detach()
-        self.before = base.clone()
+        self.before = self.value.detach().clone()
         self.version = self.value._version
 
     def unchanged(self):
@@ -104,9 +103,9 @@ def filled(draw, shape, *, forbid=False):
 
 
 @st.composite
-def squares(draw, forbid=True, n=None):
+def squares(draw, forbid=True):
     """(..., n, n), mostly; -inf forbids pairs."""
-    n = draw(sizes()) if n is None else n
+    n = draw(sizes())
     shape = (*draw(batches()), n, n)
     if draw(rarely) == 0:
         shape = draw(st.sampled_from([(*shape[:-1], n + 1), shape[-1:], ()]))

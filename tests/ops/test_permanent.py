@@ -194,3 +194,11 @@ def test_levels_of_multisets():
         ways = int((level.column < 3).sum())
         assert ways == sum(1 for s in states[k] for c in s if c)
     assert np.all(levels((1,) * 4, 4)[1].column.numpy() < 4)
+
+
+@pytest.mark.usefixtures("float64_only")
+def test_what_rounding_leaves_nothing_of_is_refused():
+    """The two permutations differ by 750, which 1e30 swallows."""
+    logits = torch.tensor([[0.0, 0.0, 0.0], [0.0, 1e30, 0.0], [0.0, 1e30, 750.0]])
+    with pytest.raises(ValueError, match="logits differ by so much that float64 cannot tell what is left"):
+        log_permanent(logits)

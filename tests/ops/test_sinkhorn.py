@@ -387,3 +387,22 @@ def test_overflow_and_sums_with_gradients_are_refused():
         solve_sinkhorn(torch.zeros(3, 3), row_sums=torch.ones(3, requires_grad=True))
     with pytest.raises(TypeError, match="column_sums must be a torch.Tensor"):
         solve_sinkhorn(torch.zeros(3, 3), column_sums=[1.0, 1.0, 1.0])
+
+
+@pytest.mark.usefixtures("float64_only")
+def test_a_huge_common_part_of_a_row_does_not_matter():
+    logits = torch.zeros(3, 3)
+    logits[2] = 1e30
+    solution = solve_sinkhorn(logits)
+    torch.testing.assert_close(solution.log_p.exp(), torch.full((3, 3), 1 / 3), rtol=0, atol=1e-12)
+    assert float(solution.u[2]) == -1e30
+
+
+@pytest.mark.usefixtures("float64_only")
+def test_a_huge_gap_within_a_row_warns_and_gives_no_nan():
+    logits = torch.zeros(3, 3)
+    logits[2, 1:] = 1e30
+    with pytest.warns(SinkhornWarning, match="marginal error"):
+        solution = solve_sinkhorn(logits)
+    assert not solution.log_p.isnan().any()
+    assert not solution.converged
