@@ -82,8 +82,7 @@ class PartialRestarts:
         generator: torch.Generator | None = None,
     ) -> None:
         _check_share(share)
-        if not (math.isfinite(logit) and logit > 0):
-            raise ValueError(f"logit must be positive and finite, but is {logit!r}")
+        _check_logit(logit)
         self.guide, self.share, self.logit = guide, share, logit
         self._score, self._generator = score, generator
         self.count = self.accepted = 0
@@ -113,7 +112,7 @@ class PartialRestarts:
             n = P.shape[-1]
             free = torch.zeros(n, dtype=torch.bool, device="cpu")
             free[torch.rand(n, generator=self._generator, device="cpu").argsort()[: max(1, round(share * n))]] = True
-            self._start(name, P * ~free.to(P.device))
+            self._start(name, P * ~free.to(P.device), self.logit)
 
     def end(self, candidate: dict[str, Tensor] | None = None) -> bool:
         """Keep a matching if it scores higher than the best so far.
@@ -142,16 +141,31 @@ class PartialRestarts:
         return True
 
     @torch.no_grad()
-    def finish(self) -> None:
-        """Set the guide's logits: ``logit`` at the best matching. Take more steps to fit the guide around it."""
-        for name, P in self.best.items():
-            self._start(name, P)
+    def finish(self, logit: float | None = None) -> None:
+        """Set the guide's logits: ``logit`` at the best matching. Take more steps to fit the guide around it.
 
-    def _start(self, name: str, kept: Tensor) -> None:
+        Args:
+            logit: positive, in place of that of the restarts. Where there is time for few steps, several can be tried for
+                the lowest loss.
+
+        Raises:
+            ValueError: ``logit`` is not positive and finite.
+        """
+        logit = self.logit if logit is None else logit
+        _check_logit(logit)
+        for name, P in self.best.items():
+            self._start(name, P, logit)
+
+    def _start(self, name: str, kept: Tensor, logit: float) -> None:
         forbidden = self.guide.logits(name) == -torch.inf
-        self.guide.set_logits(name, (self.logit * kept).masked_fill(forbidden, -torch.inf))
+        self.guide.set_logits(name, (logit * kept).masked_fill(forbidden, -torch.inf))
 
 
 def _check_share(share: float) -> None:
     if not 0 < share <= 1:
         raise ValueError(f"share must be in (0, 1], but is {share!r}")
+
+
+def _check_logit(logit: float) -> None:
+    if not (math.isfinite(logit) and logit > 0):
+        raise ValueError(f"logit must be positive and finite, but is {logit!r}")

@@ -45,6 +45,10 @@ def test_a_restart_keeps_the_best_softly_and_frees_the_share():
     assert len(set(freed)) > 1
     restarts.finish()
     assert torch.equal(guide.logits("P"), 2.0 * best)
+    restarts.finish(7.5)
+    assert torch.equal(guide.logits("P"), 7.5 * best)
+    restarts.begin()
+    assert set(guide.logits("P").unique().tolist()) == {0.0, 2.0}  # what finish was given is not for restarts
 
 
 def test_forbidden_pairs_stay_forbidden():
@@ -119,6 +123,16 @@ def test_bad_options_are_named(options, message):
     _, guide, score = problem()
     with pytest.raises(ValueError, match=message):
         pgs.PartialRestarts(guide, score, **options)
+
+
+@pytest.mark.parametrize("logit", [0.0, -1.0, math.inf, math.nan])
+def test_finishing_takes_a_positive_logit(logit):
+    _, guide, score = problem()
+    restarts = pgs.PartialRestarts(guide, score)
+    before = guide.logits("P").clone()
+    with pytest.raises(ValueError, match="logit must be positive and finite, but is"):
+        restarts.finish(logit)
+    assert torch.equal(guide.logits("P"), before)
 
 
 def test_a_candidate_of_another_kind_is_refused():

@@ -51,6 +51,12 @@ LAST = 0.8
 LAST_SIZES = (0.1, 0.01)
 """Adam's step size at the start and the end of that."""
 
+LAST_LOGITS = (3.0, 4.5, 6.0, 8.0, 11.0)
+"""By how much the best matching's pairs are above the others at its start: that of them which has the highest ELBO."""
+
+LAST_ESTIMATES = 4
+"""Estimates of each such ELBO."""
+
 LONGEST_SEARCH = 0.15
 """Share of the budget that one search for exchanges may take, but for the first, and none goes on after `LAST`."""
 
@@ -82,7 +88,8 @@ def fit(
     So after a first stretch of steps come restarts (:class:`pyro_gs.PartialRestarts`): a random part of the labels is set
     free, steps are taken, identities are exchanged by :class:`~tutorials.celegans.exchange.ExchangeSearch` where the log
     joint of the guide's mode rises, and the result is kept if it is higher than all before. The last stretch fits the guide
-    around the best.
+    around the best: from logits that prefer it by as much as has the highest ELBO. Where its mode ends below the best, the
+    best is the answer all the same.
 
     Several worms of which no neuron is known have little but each other to go by. There one of them, the one that shows
     most, is fitted alone before, and the others are matched to it.
@@ -174,6 +181,14 @@ def fit(
         index, _ = search.improve(pgs.to_index(mode["P"]), seconds=math.inf if budget is None else share * budget)
         return {"P": pgs.to_matrix(index)}
 
+    def concentrate(parts: pgs.PartialRestarts) -> None:
+        """Set the guide around the best matching, as closely as is best."""
+        elbos = []
+        for logit in LAST_LOGITS:
+            parts.finish(logit)
+            elbos.append(ascent.evaluate(LAST_ESTIMATES, *data))
+        parts.finish(LAST_LOGITS[elbos.index(max(elbos))])
+
     if exchange or restarts:
         climb(STEP_SIZES, until=at(FIRST), longest=FIRST_STEPS)
         parts = pgs.PartialRestarts(guide, log_joint, generator=torch.Generator().manual_seed(seed))
@@ -182,13 +197,16 @@ def fit(
             parts.begin(SHARES[parts.count % len(SHARES)])
             climb(RESTART_SIZES, until=at(LAST), longest=RESTART_STEPS)
             parts.end(improved(LONGEST_SEARCH))
-        parts.finish()
+        concentrate(parts)
     climb(STEP_SIZES if parts is None else LAST_SIZES, until=1.0)
     marginals = guide.hard_sample((MARGINAL_SAMPLES,))["P"].double().mean(0)
-    index = pgs.to_index(guide.median()["P"])
-    if search is not None:
-        marginals = with_exchanges(marginals, index, search, worms)
+    answer = guide.median()
     extra = {"steps": float(run.step)}
     if parts is not None:
         extra |= {"restarts": float(parts.count), "restarts that rose": float(parts.accepted)}
+        parts.end(answer)  # the relaxed objective is not the log joint: the guide may have left the best
+        answer = parts.best
+    index = pgs.to_index(answer["P"])
+    if search is not None:
+        marginals = with_exchanges(marginals, index, search, worms)
     return Identification("Gumbel-Sinkhorn VI", marginals, index, run.history, run.seconds, extra)

@@ -58,6 +58,10 @@ class Ascent:
         self._total -= self._svi.step(*args)
         self._count += 1
 
+    def evaluate(self, count: int, *args: Any) -> float:
+        """The mean ELBO of a number of estimates at the parameters as they are."""
+        return -sum(float(self._svi.evaluate_loss(*args)) for _ in range(count)) / count
+
     def forget(self) -> None:
         """Drop Adam's moments, as after a change of the parameters from outside."""
         self._optimizer.optim_objs.clear()

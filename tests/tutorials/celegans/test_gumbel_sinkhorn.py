@@ -3,6 +3,8 @@
 import dataclasses
 import itertools
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from padded import show_less
@@ -15,6 +17,7 @@ from tutorials.celegans.evidence import CollapsedEvidence, Statistics
 from tutorials.celegans.exchange import ExchangeSearch
 from tutorials.celegans.identification import random_allowed
 from tutorials.celegans.model import collapsed_model
+from tutorials.celegans.svi import Ascent
 from tutorials.celegans.worms import accuracy, simulate
 
 pytestmark = pytest.mark.usefixtures("float64_only")
@@ -133,6 +136,54 @@ def test_same_seed_same_answer(options):
     connectome, data, _ = make(14, 2, known=0.2, eta=0.4)
     runs = [gumbel_sinkhorn.fit(data, connectome, steps=12, seed=3, **options) for _ in range(2)]
     assert torch.equal(runs[0].marginals, runs[1].marginals)
+
+
+def test_the_answer_is_the_best_that_was_seen(monkeypatch):
+    connectome, data, evidence = make(16, 2, known=0.25, eta=0.5)
+    seen = []
+
+    class Watched(pgs.PartialRestarts):
+        def finish(self, logit=None):
+            super().finish(logit)
+            seen.append((logit, self.best_score))
+
+    monkeypatch.setattr(pgs, "PartialRestarts", Watched)
+    monkeypatch.setattr(gumbel_sinkhorn, "LAST_SIZES", (30.0, 30.0))  # throws the guide far off
+    found = gumbel_sinkhorn.fit(data, connectome, steps=60)
+    assert {logit for logit, _ in seen} == set(gumbel_sinkhorn.LAST_LOGITS)
+    best = seen[-1][1]
+    assert log_joint(data, evidence, found.index) >= best - 1e-6
+    confidence = found.marginals.gather(2, found.index[..., None])
+    assert confidence.min() < 0.5  # the guide's own mode is another
+
+
+def test_the_last_stretch_starts_from_the_highest_elbo(monkeypatch):
+    connectome, data, _ = make(16, 2, known=0.25, eta=0.5)
+    elbos = iter((-5.0, -3.0, -1.0, -2.0, -4.0))
+    logits = []
+
+    class Watched(pgs.PartialRestarts):
+        def finish(self, logit=None):
+            super().finish(logit)
+            logits.append(logit)
+
+    monkeypatch.setattr(pgs, "PartialRestarts", Watched)
+    monkeypatch.setattr(gumbel_sinkhorn.Ascent, "evaluate", lambda *_: next(elbos))
+    gumbel_sinkhorn.fit(data, connectome, steps=10)
+    assert logits[:-1] == list(gumbel_sinkhorn.LAST_LOGITS)
+    assert logits[-1] == gumbel_sinkhorn.LAST_LOGITS[2]
+
+
+def test_an_elbo_is_estimated_in_place():
+    def model():
+        pyro.sample("x", dist.Normal(0.0, 1.0))
+
+    def guide():
+        pyro.sample("x", dist.Normal(pyro.param("m", torch.tensor(2.0)), 1.0))
+
+    ascent = Ascent(model, guide, seed=0)
+    assert ascent.evaluate(4000) == pytest.approx(-2.0, abs=0.15)  # -KL = -2^2 / 2; the estimate's own error is 0.03
+    assert pyro.param("m").item() == 2.0
 
 
 def test_where_none_is_known_one_worm_is_fitted_alone_first(monkeypatch):
