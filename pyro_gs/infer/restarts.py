@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -141,18 +141,44 @@ class PartialRestarts:
         return True
 
     @torch.no_grad()
-    def finish(self, logit: float | None = None) -> None:
+    def finish(self, logit: float | Sequence[float] | None = None, loss: Callable[[], float] | None = None) -> None:
         """Set the guide's logits: ``logit`` at the best matching. Take more steps to fit the guide around it.
 
+        How closely the guide should lie around the best depends on how much the data tell. Where there is time for few
+        steps, or the way up leads past other matchings, let the loss choose::
+
+            restarts.finish((3.0, 4.5, 6.0, 8.0, 11.0), lambda: svi.evaluate_loss(*data))
+
         Args:
-            logit: positive, in place of that of the restarts. Where there is time for few steps, several can be tried for
-                the lowest loss.
+            logit: positive, in place of that of the restarts; or several, of which the one with the lowest loss is taken.
+            loss: of the guide as it is set, an estimate of the negative ELBO; asked once for each of several logits.
 
         Raises:
-            ValueError: ``logit`` is not positive and finite.
+            ValueError: a logit is not positive and finite, there is none, several come without a loss or one with it, or
+                the loss is NaN.
         """
-        logit = self.logit if logit is None else logit
-        _check_logit(logit)
+        if logit is None:
+            logit = self.logit
+        logits = [logit] if isinstance(logit, int | float) else list(logit)
+        for each in logits:
+            _check_logit(each)
+        if not logits:
+            raise ValueError("logit must be a number or several, but is an empty sequence")
+        if (len(logits) > 1) != (loss is not None):
+            raise ValueError(
+                f"loss chooses among several logits, but there {'is one' if loss else f'are {len(logits)} without it'}"
+            )
+        if loss is not None:
+            losses = {}
+            for each in logits:
+                self._finish(each)
+                losses[each] = float(loss())
+                if math.isnan(losses[each]):
+                    raise ValueError(f"loss at logit {each} is nan, expected a number")
+            logits = [min(losses, key=losses.__getitem__)]
+        self._finish(logits[0])
+
+    def _finish(self, logit: float) -> None:
         for name, P in self.best.items():
             self._start(name, P, logit)
 

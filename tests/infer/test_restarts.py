@@ -125,14 +125,50 @@ def test_bad_options_are_named(options, message):
         pgs.PartialRestarts(guide, score, **options)
 
 
-@pytest.mark.parametrize("logit", [0.0, -1.0, math.inf, math.nan])
-def test_finishing_takes_a_positive_logit(logit):
+def test_finishing_takes_the_logit_of_the_lowest_loss():
+    model, guide, score = problem()
+    restarts = pgs.PartialRestarts(guide, score)
+    asked = []
+
+    def loss():
+        asked.append(guide.logits("P").max().item())
+        return (asked[-1] - 4.6) ** 2
+
+    restarts.finish((3.0, 4.5, 6.0), loss)
+    assert asked == [3.0, 4.5, 6.0]
+    assert torch.equal(guide.logits("P"), 4.5 * restarts.best["P"])
+    svi = SVI(pgs.relax(model), guide, Adam({"lr": 0.1}), Trace_ELBO())
+    restarts.end({"P": torch.eye(8)})  # the truth: fits without error, so that it pays to be sure of it
+    restarts.finish((0.1, 6.0), svi.evaluate_loss)
+    assert guide.logits("P").max().item() == 6.0
+
+
+@pytest.mark.parametrize(
+    ("logit", "loss", "message"),
+    [
+        (0.0, None, "logit must be positive and finite, but is 0.0"),
+        (-1.0, None, "logit must be positive and finite, but is -1.0"),
+        (math.inf, None, "logit must be positive and finite, but is inf"),
+        (math.nan, None, "logit must be positive and finite, but is nan"),
+        ((3.0, -1.0), lambda: 0.0, "logit must be positive and finite, but is -1.0"),
+        ((), lambda: 0.0, "empty sequence"),
+        ((3.0, 4.0), None, "loss chooses among several logits, but there are 2 without it"),
+        (3.0, lambda: 0.0, "loss chooses among several logits, but there is one"),
+    ],
+)
+def test_finishing_refuses_before_it_sets_anything(logit, loss, message):
     _, guide, score = problem()
     restarts = pgs.PartialRestarts(guide, score)
     before = guide.logits("P").clone()
-    with pytest.raises(ValueError, match="logit must be positive and finite, but is"):
-        restarts.finish(logit)
+    with pytest.raises(ValueError, match=message):
+        restarts.finish(logit, loss)
     assert torch.equal(guide.logits("P"), before)
+
+
+def test_a_loss_that_is_nan_chooses_nothing():
+    _, guide, score = problem()
+    with pytest.raises(ValueError, match="loss at logit 3.0 is nan"):
+        pgs.PartialRestarts(guide, score).finish((3.0, 4.0), lambda: math.nan)
 
 
 def test_a_candidate_of_another_kind_is_refused():

@@ -181,14 +181,6 @@ def fit(
         index, _ = search.improve(pgs.to_index(mode["P"]), seconds=math.inf if budget is None else share * budget)
         return {"P": pgs.to_matrix(index)}
 
-    def concentrate(parts: pgs.PartialRestarts) -> None:
-        """Set the guide around the best matching, as closely as is best."""
-        elbos = []
-        for logit in LAST_LOGITS:
-            parts.finish(logit)
-            elbos.append(ascent.evaluate(LAST_ESTIMATES, *data))
-        parts.finish(LAST_LOGITS[elbos.index(max(elbos))])
-
     if exchange or restarts:
         climb(STEP_SIZES, until=at(FIRST), longest=FIRST_STEPS)
         parts = pgs.PartialRestarts(guide, log_joint, generator=torch.Generator().manual_seed(seed))
@@ -197,7 +189,7 @@ def fit(
             parts.begin(SHARES[parts.count % len(SHARES)])
             climb(RESTART_SIZES, until=at(LAST), longest=RESTART_STEPS)
             parts.end(improved(LONGEST_SEARCH))
-        concentrate(parts)
+        parts.finish(LAST_LOGITS, lambda: -ascent.evaluate(LAST_ESTIMATES, *data))
     climb(STEP_SIZES if parts is None else LAST_SIZES, until=1.0)
     marginals = guide.hard_sample((MARGINAL_SAMPLES,))["P"].double().mean(0)
     answer = guide.median()

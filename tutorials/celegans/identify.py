@@ -147,14 +147,8 @@ for _ in range(RESTARTS):
     scores.append(restarts.best_score)
 svi = SVI(pgs.relax(collapsed_model, temperature=1.0), guide, ClippedAdam({"lr": 0.1, "lrd": 0.1 ** (1 / STEPS)}), elbo)
 
-
-def loss_around_best(logit: float) -> float:
-    """Of the guide when the best matching's pairs are ``logit`` above the others."""
-    restarts.finish(logit)
-    return sum(float(svi.evaluate_loss(*data)) for _ in range(4))
-
-
-restarts.finish(min((3.0, 4.5, 6.0, 8.0, 11.0), key=loss_around_best))
+# The guide starts as close around the best as has the lowest loss.
+restarts.finish((3.0, 4.5, 6.0, 8.0, 11.0), lambda: sum(float(svi.evaluate_loss(*data)) for _ in range(4)))
 losses += [svi.step(*data) for _ in range(STEPS)]
 restarts.end()  # keeps the best matching where the last steps left it for a lower one
 answer = restarts.best["P"]
