@@ -13,7 +13,7 @@ from pyro_gs.infer.objective import Objective
 from tutorials.celegans.connectome import Connectome
 from tutorials.celegans.evidence import CollapsedEvidence
 from tutorials.celegans.exchange import ExchangeSearch
-from tutorials.celegans.identification import Identification, Run, check_initial, onehot
+from tutorials.celegans.identification import Identification, Run, check_initial, match_allowed, onehot
 from tutorials.celegans.model import collapsed_model
 from tutorials.celegans.svi import Ascent, falling
 from tutorials.celegans.twins import with_exchanges
@@ -87,9 +87,9 @@ def fit(
     Stochastic gradient steps lead into optima where labels are confused, some in all worms at once, some along long cycles.
     So after a first stretch of steps come restarts (:class:`pyro_gs.PartialRestarts`): a random part of the labels is set
     free, steps are taken, identities are exchanged by :class:`~tutorials.celegans.exchange.ExchangeSearch` where the log
-    joint of the guide's mode rises, and the result is kept if it is higher than all before. The last stretch fits the guide
-    around the best: from logits that prefer it by as much as has the highest ELBO. Where its mode ends below the best, the
-    best is the answer all the same.
+    joint of the guide's mode rises, and the result is kept if it is higher than all before. Where places or colours are
+    given, the best matching by them alone is among those. The last stretch fits the guide around the best: from logits that
+    prefer it by as much as has the highest ELBO. Where its mode ends below the best, the best is the answer all the same.
 
     Several worms of which no neuron is known have little but each other to go by. There one of them, the one that shows
     most, is fitted alone before, and the others are matched to it.
@@ -185,6 +185,8 @@ def fit(
         climb(STEP_SIZES, until=at(FIRST), longest=FIRST_STEPS)
         parts = pgs.PartialRestarts(guide, log_joint, generator=torch.Generator().manual_seed(seed))
         parts.end(improved(LAST))
+        if bool(worms.logits.any()):  # what places and colours say alone, which a short run does not reach
+            parts.end({"P": pgs.to_matrix(match_allowed(worms.logits, allowed))})
         while restarts and run.fraction < at(LAST):
             parts.begin(SHARES[parts.count % len(SHARES)])
             climb(RESTART_SIZES, until=at(LAST), longest=RESTART_STEPS)

@@ -156,6 +156,14 @@ def test_the_answer_is_the_best_that_was_seen(monkeypatch):
     assert confidence.min() < 0.5  # the guide's own mode is another
 
 
+def test_a_short_run_answers_with_no_less_than_places_alone():
+    connectome, data, evidence = make(14, 2, known=0.1, eta=1.0)
+    spread = torch.randn(data.allowed.shape, generator=torch.Generator().manual_seed(0))
+    places = dataclasses.replace(data, logits=20 * pgs.to_matrix(data.truth) + spread)
+    result = gumbel_sinkhorn.fit(places, connectome, steps=4, exchange=False)
+    assert log_joint(places, evidence, result.index) >= log_joint(places, evidence, data.truth)
+
+
 def test_the_last_stretch_starts_from_the_highest_elbo(monkeypatch):
     connectome, data, _ = make(16, 2, known=0.25, eta=0.5)
     elbos = iter((-5.0, -3.0, -1.0, -2.0, -4.0))
