@@ -69,6 +69,8 @@ def read_nwb(path: str | Path, *, need_positions: bool = True) -> tuple[Tensor, 
     pynwb = _pynwb()
     if not path.exists():
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     try:
         io = pynwb.NWBHDF5IO(str(path), "r", load_namespaces=True)
     except (OSError, TypeError, ValueError, KeyError) as error:

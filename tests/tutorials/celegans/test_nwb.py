@@ -164,6 +164,9 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     path = tmp_path / "worm.nwb"
     with pytest.raises(FileNotFoundError):
         read_recording(path)
+    (tmp_path / "folder.nwb").mkdir()
+    with pytest.raises(IsADirectoryError, match=r"folder\.nwb"):
+        read_recording(tmp_path / "folder.nwb")
     for content in (b"", b"text"):
         path.write_bytes(content)
         with pytest.raises(ValueError, match=r"worm\.nwb: no readable NWB file"):
