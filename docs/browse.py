@@ -47,7 +47,7 @@ def look(folder: Path, pictures: Path | None = None) -> list[str]:
         pictures: Folder for a picture of each page as it was seen.
 
     Returns:
-        A line for everything that is wrong, with page, width in pixels and colours.
+        A line for everything that is wrong, with the page, and the widths and colours at which it is.
 
     Raises:
         FileNotFoundError: If the folder has no page.
@@ -88,14 +88,17 @@ def look(folder: Path, pictures: Path | None = None) -> list[str]:
             page.emulate_media(color_scheme="light")
             page.goto(_SITE + name, wait_until="load")
             page.evaluate("window.MathJax?.startup?.promise")
+            seen: dict[str, list[str]] = {}
             for width in WIDTHS:
                 page.set_viewport_size({"width": width, "height": 900})
                 for scheme in SCHEMES:
                     page.emulate_media(color_scheme=scheme)
-                    found += [f"{name}, {width} px, {scheme}: {line}" for line in page.evaluate(_LOOK)]
+                    for line in page.evaluate(_LOOK):
+                        seen.setdefault(line, []).append(f"{width} {scheme}")
                     if pictures is not None:
                         shot = pictures / f"{name.removesuffix('.html').replace('/', '-')}-{width}-{scheme}.png"
                         page.screenshot(path=shot, full_page=True)
+            found += [f"{name}: {line} ({', '.join(where)})" for line, where in seen.items()]
             page.set_viewport_size({"width": WIDTHS[0], "height": 900})
             found += [f"{name}: {line}" for line in _switch(page)]
     return found

@@ -1,0 +1,80 @@
+"""Which links of a built site lead nowhere."""
+
+import importlib.util
+import pathlib
+
+import pytest
+
+pytest.importorskip("sphinx")
+FILE = pathlib.Path(__file__).parents[2] / "docs" / "_ext" / "links.py"
+spec = importlib.util.spec_from_file_location("links", FILE)
+links = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(links)
+
+KNOWN = {"https://docs.example.org/en/": {"https://docs.example.org/en/api.html#f"}}
+
+
+@pytest.fixture
+def broken(tmp_path):
+    """What is wrong with a page of a small site that holds an element."""
+    (tmp_path / "site" / "sub").mkdir(parents=True)
+    (tmp_path / "outside.html").write_text("<p></p>")
+    (tmp_path / "site" / "a picture.png").write_bytes(b"")
+    (tmp_path / "site" / "other.html").write_text('<h1 id="one"></h1><a name="two"></a><h2 id="größe"></h2>')
+
+    def answer(element):
+        page = tmp_path / "site" / "sub" / "page.html"
+        page.write_text(f'<html><body id="here">{element}</body></html>', encoding="utf-8")
+        found = links.broken(tmp_path / "site", KNOWN)
+        assert {file for file, _, _ in found} <= {page}
+        return [wrong for _, _, wrong in found]
+
+    return answer
+
+
+@pytest.mark.parametrize(
+    "element",
+    [
+        '<a href="../other.html">',
+        '<a href="../other.html#one">',
+        '<a href="../other.html#two">',
+        '<a href="../other.html#gr%C3%B6%C3%9Fe">',
+        '<a href="../other.html?q=1#one">',
+        '<a href="#">',
+        '<a href="#here">',
+        '<img src="../a%20picture.png">',
+        '<img srcset="../a%20picture.png 2x">',
+        '<img src="data:image/png;base64,//8=">',
+        '<a href="https://example.org/anything#at-all">',
+        '<a href="mailto:someone@example.org">',
+        '<a href="https://docs.example.org/en/">',
+        '<a href="https://docs.example.org/en/api.html#f">',
+        '<meta http-equiv="refresh" content="0; url=../other.html">',
+    ],
+)
+def test_leads_somewhere(broken, element):
+    assert broken(element) == []
+
+
+@pytest.mark.parametrize(
+    ("element", "wrong"),
+    [
+        ('<a href="other.html">', "is no file of the site"),
+        ('<a href="../sub">', "is no file of the site"),  # a folder
+        ('<a href="../../outside.html">', "is no file of the site"),
+        ('<a href="../other.html#three">', "names no anchor of other.html"),
+        ('<a href="#there">', "names no anchor of sub/page.html"),
+        ('<img src="../missing.png">', "is no file of the site"),
+        ('<img srcset="../a%20picture.png 1x, ../large.png 2x">', "is no file of the site"),
+        ('<script src="a.js"></script>', "is no file of the site"),
+        ('<meta http-equiv="refresh" content="0; url=other.html">', "is no file of the site"),
+        ('<a href="https://exampleorg/">', "is no web address"),
+        ('<a href="https://example.org/a b">', "is no web address"),
+        ('<a href="//">', "is neither http, https nor mailto"),
+        ('<a href="mailto:someone">', "is no mail address"),
+        ('<a href="file:///etc/hosts">', "is neither http, https nor mailto"),
+        ('<a href="https://docs.example.org/en/api.html#g">', "is not in the inventory of https://docs.example.org/en/"),
+    ],
+)
+def test_leads_nowhere(broken, element, wrong):
+    assert broken(element) == [wrong]
