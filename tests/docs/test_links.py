@@ -70,7 +70,7 @@ def test_leads_somewhere(broken, element):
         ('<meta http-equiv="refresh" content="0; url=other.html">', "is no file of the site"),
         ('<a href="https://exampleorg/">', "is no web address"),
         ('<a href="https://example.org/a b">', "is no web address"),
-        ('<a href="//">', "is neither http, https nor mailto"),
+        ('<a href="//example">', "is neither http, https nor mailto"),
         ('<a href="mailto:someone">', "is no mail address"),
         ('<a href="file:///etc/hosts">', "is neither http, https nor mailto"),
         ('<a href="https://docs.example.org/en/api.html#g">', "is not in the inventory of https://docs.example.org/en/"),
