@@ -53,7 +53,9 @@ def look(folder: Path, pictures: Path | None = None) -> list[str]:
         FileNotFoundError: If the folder has no page.
         RuntimeError: If there is no Chromium.
     """
-    files = [file for file in sorted(folder.rglob("*.html")) if 'http-equiv="refresh"' not in file.read_text(encoding="utf-8")]
+    files = [
+        file for file in sorted(folder.rglob("*.html")) if 'http-equiv="refresh"' not in file.read_text(encoding="utf-8")
+    ]
     if not files:
         raise FileNotFoundError(f"folder is {str(folder)!r}, where there is no *.html")
     if CHROMIUM is None:

@@ -100,5 +100,6 @@ def _check(app: Sphinx, exception: Exception | None) -> None:
 
 def setup(app: Sphinx) -> dict[str, bool]:
     """For Sphinx."""
+    app.setup_extension("sphinx.ext.intersphinx")
     app.connect("build-finished", _check)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

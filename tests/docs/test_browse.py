@@ -76,7 +76,9 @@ def found(tmp_path_factory):
     Image.new("RGB", (20, 20), "white").save(folder / "opaque.png")
     Image.new("RGBA", (20, 20), (0, 0, 0, 0)).save(folder / "transparent.png")
     for name, body in PAGES.items():
-        (folder / f"{name}.html").write_text(f"<html lang='en'><style>{STYLE}</style><body><main>{body}</main></body></html>")
+        (folder / f"{name}.html").write_text(
+            f"<html lang='en'><style>{STYLE}</style><body><main>{body}</main></body></html>"
+        )
     (folder / "index.html").write_text('<meta http-equiv="refresh" content="0; url=right.html">')
     pictures = folder / "pictures"
     lines = browse.look(folder, pictures)

@@ -1,7 +1,10 @@
 """Which links of a built site lead nowhere."""
 
 import importlib.util
+import os
 import pathlib
+import subprocess
+import sys
 
 import pytest
 
@@ -78,3 +81,39 @@ def test_leads_somewhere(broken, element):
 )
 def test_leads_nowhere(broken, element, wrong):
     assert broken(element) == [wrong]
+
+
+CONF = """
+extensions = ["links"]
+intersphinx_mapping = {"other": ("https://docs.example.org/en/", "other.txt")}
+"""
+PAGE = """
+Title
+=====
+
+.. raw:: html
+
+   <a href="missing.html">a</a> <a href="https://docs.example.org/en/api.html#f">b</a>
+   <a href="https://docs.example.org/en/api.html#g">c</a>
+"""
+
+
+def test_a_site_with_a_broken_link_is_not_built(tmp_path):
+    (tmp_path / "conf.py").write_text(CONF)
+    (tmp_path / "index.rst").write_text(PAGE)
+    (tmp_path / "other.txt").write_text(
+        "# Sphinx inventory version 1\n# Project: other\n# Version: 1\nf function api.html\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "sphinx", "--fail-on-warning", "--keep-going", "--quiet", tmp_path, tmp_path / "site"],
+        env={**os.environ, "PYTHONPATH": str(FILE.parent)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    warnings = [line.partition("index.html: ")[2] for line in done.stderr.splitlines() if "index.html" in line]
+    assert warnings == [
+        "'missing.html' is no file of the site",
+        "'https://docs.example.org/en/api.html#g' is not in the inventory of https://docs.example.org/en/",
+    ]
