@@ -1,9 +1,9 @@
 """Open every page of the built site in headless Chromium, wide and narrow, light and dark, and report what looks wrong.
 
-``python docs/browse.py build/docs``, or ``make docs-browser``; ``--pictures FOLDER`` keeps what was seen. Reported are pictures
-that did not load or are black on black, pages wider than the window, equations, code and tables that leave their box, wrong TeX,
-text of too little contrast, messages of the browser's console, and requests to other servers. Where there is no Chromium
-nothing is looked at, which one line says.
+``python docs/browse.py build/docs``, or ``make docs-browser``; ``--pictures FOLDER`` keeps what was seen. Reported are
+pictures that did not load, have no alternative text or are black on black; pages wider than the window; equations, code and
+tables that leave their box; wrong TeX; text of too little contrast; messages of the browser's console; requests to other
+servers. Where there is no Chromium nothing is looked at, which one line says.
 """
 
 import argparse
@@ -53,6 +53,7 @@ def look(folder: Path, pictures: Path | None = None) -> list[str]:
         FileNotFoundError: If the folder has no page.
         RuntimeError: If there is no Chromium.
     """
+    # a page that only leads to another is none
     files = [
         file for file in sorted(folder.rglob("*.html")) if 'http-equiv="refresh"' not in file.read_text(encoding="utf-8")
     ]

@@ -24,7 +24,8 @@ WIDE = '<span style="display: inline-block; width: 700px">E = mc^2</span>'
 PAGES = {
     "right": (
         f'<pre>{"x = 1; " * 60}</pre><div class="scrolls"><table><tr><td>{WIDE}</td></tr></table></div>'
-        '<p style="margin: 0">text</p><img src="opaque.png" alt="a picture"><section><h2 style="margin: 0 -8px">head</h2></section>'
+        '<p style="margin: 0">text</p><img src="opaque.png" alt="a picture">'
+        '<section><h2 style="margin: 0 -8px">head</h2></section>'
     ),
     "equation": f'<div style="overflow-x: hidden"><mjx-container>{WIDE}</mjx-container></div>',
     "code": '<pre style="overflow-x: visible"><span style="display: inline-block; width: 700px">x = 1; y = 2</span></pre>',

@@ -96,6 +96,11 @@ Title
    <a href="missing.html">a</a> <a href="https://docs.example.org/en/api.html#f">b</a>
    <a href="https://docs.example.org/en/api.html#g">c</a>
 """
+INVENTORY = """# Sphinx inventory version 1
+# Project: other
+# Version: 1
+f function api.html
+"""
 
 
 def test_a_site_with_a_broken_link_is_not_built(tmp_path):
