@@ -6,7 +6,6 @@ import inspect
 import re
 from collections.abc import Callable
 
-import torch
 from hostile_tensors import index_vectors, masks, permutations, plans, rectangles, squares, temperatures, vectors
 from hypothesis import strategies as st
 
@@ -189,14 +188,3 @@ ELSEWHERE = {
     *("register_relaxation", "relax", "relaxation_gap", "round_samples", "saturation"),
 }
 """Public names that take models, guides, laws, options or results rather than tensors; their own tests have bad input."""
-
-
-def state():
-    """What no call may change."""
-    return [
-        torch.get_default_dtype(),
-        torch.is_grad_enabled(),
-        torch.get_num_threads(),
-        torch.distributions.Distribution._validate_args,
-        torch.are_deterministic_algorithms_enabled(),
-    ]
