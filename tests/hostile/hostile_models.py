@@ -99,14 +99,16 @@ class Pieces:
         pyro.factor(name, fit)
 
     def faults(self):
-        """What Pyro or the model itself raises when the model is run alone and scored."""
-        try:
-            with warnings.catch_warnings(), poutine.block():
-                warnings.simplefilter("ignore")
-                poutine.trace(self.model).get_trace(*self.args).compute_log_prob()
-        except Exception as error:
-            return names_of(error)
-        return set()
+        """What Pyro or the model itself raises when the model is run alone and scored, with Pyro's checks or, as in MCMC, not."""
+        found = set()
+        for checked in (True, False):
+            try:
+                with warnings.catch_warnings(), poutine.block(), pyro.validation_enabled(checked):
+                    warnings.simplefilter("ignore")
+                    poutine.trace(self.model).get_trace(*self.args).compute_log_prob()
+            except Exception as error:
+                found |= names_of(error)
+        return found
 
     @property
     def sites(self):

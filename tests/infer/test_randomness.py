@@ -9,6 +9,9 @@ from pyro.util import get_rng_state
 import pyro_gs as pgs
 from pyro_gs.infer.randomness import randomness_kept
 
+# of a model that draws as it runs
+pytestmark = pytest.mark.filterwarnings("ignore::pyro_gs.VectorizationWarning", "ignore::pyro_gs.EstimateWarning")
+
 
 def states():
     found = get_rng_state()
@@ -47,7 +50,6 @@ def table(x):
     return pgs.compare(model, (x,), methods=["exact"], progress=False)
 
 
-@pytest.mark.filterwarnings("ignore::pyro_gs.VectorizationWarning")
 @pytest.mark.parametrize("function", [sums, weights, table])
 def test_what_is_not_random_leaves_no_trace(function):
     before = states()
