@@ -187,7 +187,7 @@ def load_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
         for name in ("settings", "objective", "optimizer"):
             if not isinstance(content[name], Mapping):
                 raise TypeError(f"{name} is of type {type(content[name]).__name__}")
-        processes = [
+        processes: list[tuple[Any, ...]] = [
             ([float(loss) for loss in losses], *(state if state is None else state.cpu() for state in states))
             for losses, *states in content["processes"]
         ]

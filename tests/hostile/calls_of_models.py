@@ -14,13 +14,15 @@ from pyro_gs.infer.mcmc.permutation_kernel import PermutationKernel
 
 @dataclasses.dataclass(frozen=True)
 class ModelCall:
-    """As ``calls.Call``, of the pieces of a model. ``learns``: by SVI, which leaves parameters in Pyro's store."""
+    """As ``calls.Call``, of the pieces of a model. ``learns``: by SVI, which leaves parameters in Pyro's store. ``scale``: it
+    is for models with another latent site."""
 
     name: str
     function: Callable
     raises: tuple
     draws: bool = True
     learns: bool = False
+    scale: bool = False
 
     def __str__(self):
         return self.name
@@ -209,7 +211,7 @@ CALLS = [
     ModelCall("relax", relaxed, (pgs.relax,)),
     ModelCall("indexed", indexed, (pgs.indexed,)),
     ModelCall("enumerate_posterior", enumerated, (pgs.enumerate_posterior,), draws=False),
-    ModelCall("permutation_posterior", averaged, (pgs.permutation_posterior,), draws=False),
+    ModelCall("permutation_posterior", averaged, (pgs.permutation_posterior,), draws=False, scale=True),
     ModelCall("round_samples", rounded, (pgs.round_samples,), draws=False),
     *(
         ModelCall(
@@ -239,6 +241,7 @@ CALLS = [
             sampled(make),
             (getattr(pgs, name), PermutationKernel, pgs.summary, pgs.convergence, _GUIDE),
             learns=name == "GuideProposal",
+            scale=name == "HMCGibbs",
         )
         for name, make in _KERNELS.items()
     ),

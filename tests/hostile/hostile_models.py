@@ -99,7 +99,7 @@ class Pieces:
         pyro.factor(name, fit)
 
     def faults(self):
-        """What Pyro or the model itself raises when the model is run alone and scored, with Pyro's checks or, as in MCMC, not."""
+        """What the model, or Pyro with its checks or, as in MCMC, without, raises when it is run alone and scored."""
         found = set()
         for checked in (True, False):
             try:
@@ -123,8 +123,8 @@ class Pieces:
 
 
 @st.composite
-def models(draw, gradients=True):
-    """Pieces, mostly of a model that all can take; with ``gradients`` the argument may ask for some."""
+def models(draw, gradients=True, scale=False):
+    """Pieces, mostly of a model that all can take; with ``gradients`` the argument may ask for some, with ``scale`` it mostly has that site."""
 
     def seldom(usual, others):
         return draw(st.sampled_from(others)) if draw(rarely) == 0 else usual
@@ -142,11 +142,11 @@ def models(draw, gradients=True):
     return Pieces(
         n=n,
         law=draw(st.sampled_from(["uniform"] * 6 + ["gibbs", "gumbel"] * 2 + ["ranking", "mallows", "relaxed"])),
-        layout=draw(st.sampled_from(["alone"] * 6 + ["plate"] * 4 + list(LAYOUTS))),
-        names=draw(st.sampled_from([("P",)] * 8 + [("P", "Q"), (), ("P", "P"), ("net.P",)])),
+        layout=draw(st.sampled_from(["alone"] * 8 + ["plate"] * 5 + list(LAYOUTS))),
+        names=draw(st.sampled_from([("P",)] * 14 + [("P", "Q"), (), ("P", "P"), ("net.P",)])),
         latent=bool(draw(rarely)),
-        scale=seldom(False, [True]),
-        factor=draw(st.sampled_from(["plain"] * 8 + list(FACTORS))),
+        scale=seldom(scale, [not scale]),
+        factor=draw(st.sampled_from(["plain"] * 20 + list(FACTORS))),
         masked=seldom(None, [True, False]),
         allowed=allowed,
         x=x.requires_grad_(gradients and draw(st.booleans())),

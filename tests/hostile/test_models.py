@@ -25,7 +25,7 @@ def test_a_right_answer_or_a_documented_exception(call, request):
     @trials(request, 0.2)
     @given(st.data())
     def check(data):
-        pieces = data.draw(models(gradients=not call.learns))  # SVI leaves some, as Pyro does
+        pieces = data.draw(models(gradients=not call.learns, scale=call.scale))  # SVI leaves some, as Pyro does
         pyro.clear_param_store()
         pyro.set_rng_seed(0)
         faults, givens = pieces.faults(), pieces.givens

@@ -7,7 +7,7 @@ import math
 import struct
 import zlib
 from pathlib import Path
-from typing import IO
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -52,7 +52,7 @@ def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
         raise ValueError(f"{path}: expected an IDX file, got {type(error).__name__}: {error}") from None
 
 
-def _read_array(path: Path, file: IO[bytes], dimensions: int) -> NDArray[np.uint8]:
+def _read_array(path: Path, file: BinaryIO | gzip.GzipFile, dimensions: int) -> NDArray[np.uint8]:
     """Read no more bytes than the header announces, and one."""
     magic = bytes([0, 0, _BYTES, dimensions])
     header = file.read(4 + 4 * dimensions)
