@@ -124,7 +124,10 @@ class Pieces:
 
 @st.composite
 def models(draw, gradients=True, scale=False):
-    """Pieces, mostly of a model that all can take; with ``gradients`` the argument may ask for some, with ``scale`` it mostly has that site."""
+    """Pieces, mostly of a model that all can take.
+
+    ``gradients``: the argument may ask for some. ``scale``: that site is there, mostly.
+    """
 
     def seldom(usual, others):
         return draw(st.sampled_from(others)) if draw(rarely) == 0 else usual
