@@ -14,8 +14,10 @@ from pyro_gs.infer.mcmc.permutation_kernel import PermutationKernel
 
 @dataclasses.dataclass(frozen=True)
 class ModelCall:
-    """As ``calls.Call``, of the pieces of a model. ``learns``: by SVI, which leaves parameters in Pyro's store. ``scale``: it
-    is for models with another latent site."""
+    """As ``calls.Call``, of the pieces of a model.
+
+    ``learns``: by SVI, which leaves parameters in Pyro's store. ``scale``: it is for models with another latent site.
+    """
 
     name: str
     function: Callable
