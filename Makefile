@@ -3,6 +3,7 @@
 #   make test       the tests
 #   make docs       the site, in build/docs; runs the tutorials (about five minutes, and again when code has changed), or
 #                   make docs PYRO_GS_TUTORIAL_SIZE=quick
+#   make docs-browser   the site, then every page of it in headless Chromium, wide and narrow, light and dark
 # Beside them: make sorting, jigsaw, assemble (Sinkhorn networks), celegans-seeds (the guide over five seeds with 90 s each),
 # celegans-table1, celegans-table2 and celegans-sweeps (hours; all go on where they were), lint, types, bench, soak
 # (an hour: hostile input, memory, cold temperatures), matrix (nox: interpreters and versions of what we depend on).
@@ -14,7 +15,7 @@ SWEEP ?= --jobs 2
 # both cores, a file of tests at a time
 PYTEST ?= -n 2 --dist loadfile
 
-.PHONY: celegans sorting jigsaw assemble celegans-seeds celegans-table1 celegans-table2 celegans-sweeps test docs lint types bench soak matrix clean
+.PHONY: celegans sorting jigsaw assemble celegans-seeds celegans-table1 celegans-table2 celegans-sweeps test docs docs-browser lint types bench soak matrix clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -45,6 +46,9 @@ test: $(VENV)/.installed
 
 docs: $(VENV)/.installed
 	$(BIN)/sphinx-build --write-all --fail-on-warning --keep-going -c docs . build/docs
+
+docs-browser: docs
+	$(BIN)/python docs/browse.py build/docs
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -23,6 +23,7 @@ extensions = [
     "sphinx.ext.intersphinx",
     "sphinx.ext.napoleon",
     "sphinx-mathjax-offline",
+    "links",
     "offline",
     "reference",
 ]

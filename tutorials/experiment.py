@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
@@ -88,7 +89,11 @@ def record_of(job: J, software: Provenance, work: Callable[[J], Mapping[str, Any
     """Do a job and make its record: ``key``, settings, software, ``status`` and what was measured, or the error."""
     record = {"key": key_of(job.settings, software), **job.settings, **asdict(software)}
     try:
-        return {**record, "status": "done", **work(job)}
+        figures = work(job)
+        bad = {name: x for name, x in figures.items() if isinstance(x, float) and not math.isfinite(x)}
+        if bad:
+            raise FloatingPointError(f"expected finite figures, got {bad}")
+        return {**record, "status": "done", **figures}
     except Exception as error:
         if world_size() > 1:  # the other processes wait for this one: torchrun ends them
             raise

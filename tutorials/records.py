@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
+from tutorials.file_sizes import check_size
+
 if TYPE_CHECKING:
     from typing_extensions import Self
 
@@ -33,18 +35,22 @@ def read_log(path: Path, required: Sequence[str] = ()) -> dict[str, dict[str, An
         a kill is left out.
 
     Raises:
-        ValueError: If another line is no record.
+        ValueError: If another line is no record in strict JSON, where numbers are finite.
     """
     records: dict[str, dict[str, Any]] = {}
     if not path.exists():
         return records
-    whole, _, _ = path.read_text(encoding="utf-8", errors="replace").rpartition("\n")
-    for number, line in enumerate(whole.split("\n") if whole else [], 1):
+    check_size(path)
+    whole, _, _ = path.read_bytes().rpartition(b"\n")
+    for number, content in enumerate(whole.split(b"\n") if whole else [], 1):
+        line = content.decode("utf-8", errors="replace")
         try:
-            record = json.loads(line)
+            record = json.loads(content.decode(), parse_constant=_refuse_constant)
             missing = [name for name in required if name not in record]
             key, status = record["key"], record["status"]
-        except (ValueError, TypeError, KeyError):
+            if not isinstance(key, str) or not isinstance(status, str):
+                raise TypeError
+        except (ValueError, TypeError, KeyError, RecursionError):
             expected = "expected a record in JSON with key and status"
             raise ValueError(f"{path}, line {number}: {expected}, got {line[:80]!r}") from None
         if missing:
@@ -52,6 +58,10 @@ def read_log(path: Path, required: Sequence[str] = ()) -> dict[str, dict[str, An
         if status == "done" or records.get(key, record)["status"] != "done":
             records[key] = record
     return records
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
 
 
 class Records:
@@ -108,8 +118,12 @@ class Records:
             os.truncate(self._log, content.rfind(b"\n") + 1)
 
     def append(self, record: Mapping[str, Any]) -> None:
-        """Put a record into the log, for good when this returns, and into the tables."""
-        line = (json.dumps(record) + "\n").encode()
+        """Put a record into the log, for good when this returns, and into the tables.
+
+        Raises:
+            ValueError: If a number is not finite, which `read_log` would refuse.
+        """
+        line = (json.dumps(record, allow_nan=False) + "\n").encode()
         file = os.open(self._log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         try:
             written = os.write(file, line)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
-import pickle
 import time
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,10 @@ from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from tqdm import tqdm
 
+from tutorials.file_sizes import check_size, check_unpacked
 from tutorials.processes import from_first, rank, world_size
 
-__all__ = ["train"]
+__all__ = ["load_checkpoint", "train"]
 
 _SMOOTHING = 0.98  # of the loss that the bar shows
 
@@ -92,16 +94,19 @@ def train(
     with _own_randomness(seed, device):
         if path is not None and path.exists():
             content = _load(path, device, wanted)
-            objective.load_state_dict(content["objective"])
-            optimizer.load_state_dict(content["optimizer"])
-            if schedule is not None:
-                schedule.load_state_dict(content["scheduler"])
-            before, of_batches, everywhere, on_device = content["processes"][rank()]
-            losses.extend(before)
-            generator.set_state(of_batches)
-            torch.set_rng_state(everywhere)
-            if on_device is not None:
-                torch.cuda.set_rng_state(on_device, device)
+            try:
+                objective.load_state_dict(content["objective"])
+                optimizer.load_state_dict(content["optimizer"])
+                if schedule is not None:
+                    schedule.load_state_dict(content["scheduler"])
+                before, of_batches, everywhere, on_device = content["processes"][rank()]
+                losses.extend(before)
+                generator.set_state(of_batches)
+                torch.set_rng_state(everywhere)
+                if on_device is not None:
+                    torch.cuda.set_rng_state(on_device, device)
+            except Exception as error:
+                raise _damaged(path, error) from None
         step = objective if world_size() == 1 else DistributedDataParallel(objective)
         shown = _mean(losses)
         bar = tqdm(total=steps, initial=len(losses), desc=title, disable=title is None or rank() != 0, unit="step")
@@ -161,18 +166,47 @@ def _own_randomness(seed: int, device: torch.device) -> Iterator[None]:
         yield
 
 
-def _load(path: Path, device: torch.device, wanted: Mapping[str, Any]) -> dict[str, Any]:
+def load_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
+    """What `train` has saved: settings, states of the processes, objective, optimizer and schedule.
+
+    Args:
+        path: The file.
+        device: Where tensors go.
+
+    Raises:
+        ValueError: If it is no such file. Code in it is not run.
+        FileNotFoundError: If there is none.
+    """
+    check_size(path)
     try:
-        content = torch.load(path, map_location=device, weights_only=True)
-        found = content["settings"]
-        processes = [
-            (losses, *(state if state is None else state.cpu() for state in states))
+        with zipfile.ZipFile(path) as archive:
+            check_unpacked(archive)
+            if (member := archive.testzip()) is not None:  # torch does not look at the checksums
+                raise ValueError(f"{member} is damaged")
+        content: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+        for name in ("settings", "objective", "optimizer"):
+            if not isinstance(content[name], Mapping):
+                raise TypeError(f"{name} is of type {type(content[name]).__name__}")
+        processes: list[tuple[Any, ...]] = [
+            ([float(loss) for loss in losses], *(state if state is None else state.cpu() for state in states))
             for losses, *states in content["processes"]
         ]
-    except (RuntimeError, OSError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
-        raise ValueError(f"{path}: expected a checkpoint, got {type(error).__name__}: {error}; remove the file") from None
+        if not all(math.isfinite(loss) for losses, *_ in processes for loss in losses):
+            raise ValueError("losses are not finite")
+    except Exception as error:  # zipfile, torch and its unpickler raise what they meet on their way
+        raise _damaged(path, error) from None
+    return {**content, "processes": processes}
+
+
+def _load(path: Path, device: torch.device, wanted: Mapping[str, Any]) -> dict[str, Any]:
+    content = load_checkpoint(path, device)
+    found = content["settings"]
     different = [name for name in {**wanted, **found} if wanted.get(name, "nothing") != found.get(name, "nothing")]
     if different:
         values = ", ".join(f"{name}={found.get(name)!r} in place of {wanted.get(name)!r}" for name in different)
         raise ValueError(f"{path}: expected a checkpoint of this run, got one with {values}; remove it or take another")
-    return {**content, "processes": processes}
+    return content
+
+
+def _damaged(path: Path, error: Exception) -> ValueError:
+    return ValueError(f"{path}: expected a checkpoint, got {type(error).__name__}: {error}; remove the file")

@@ -44,7 +44,8 @@ def _resolve(app: Sphinx, env: BuildEnvironment, node: pending_xref, content: El
 def _skip(app: Sphinx, what: str, name: str, member: Any, skip: bool, options: Any) -> bool | None:
     """Leave out members that a class has from another package, which documents them."""
     function = getattr(member, "fget", None) or getattr(member, "func", None) or member
-    module = getattr(getattr(function, "__func__", function), "__module__", None)
+    function = getattr(function, "__func__", function)
+    module = getattr(function, "__module__", None) or getattr(getattr(function, "__objclass__", None), "__module__", None)
     return True if isinstance(module, str) and not module.startswith("pyro_gs") else None
 
 

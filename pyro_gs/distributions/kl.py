@@ -214,8 +214,8 @@ def monte_carlo_kl(q: TorchDistribution, p: TorchDistribution, num_samples: int 
         num_samples: number of draws, at least 2.
 
     Returns:
-        Estimate and standard error, each of the broadcast batch shape, in nats; ``inf`` and NaN where a draw of ``q`` has
-        no density under ``p``.
+        Estimate and standard error, each of the broadcast batch shape, in nats; both ``inf`` where a draw of ``q`` has no
+        density under ``p``.
 
     Raises:
         TypeError: ``q`` or ``p`` is no distribution.
@@ -244,7 +244,8 @@ def monte_carlo_kl(q: TorchDistribution, p: TorchDistribution, num_samples: int 
         value = q.rsample(shape) if q.has_rsample else q.sample(shape)
         ratio = q.log_prob(value) - p.log_prob(value)
         ratio = torch.where(same, ratio, torch.inf)
-        return ratio.mean(0), ratio.std(0) / num_samples**0.5
+        estimate = ratio.mean(0)
+        return estimate, torch.where(estimate.isinf(), torch.inf, ratio.std(0) / num_samples**0.5)
 
 
 register_kl(GumbelMatching, GumbelMatching)(gumbel_matching_kl)

@@ -91,6 +91,7 @@ class AutoGumbelSinkhorn(AutoPermutationGuide):
             ``rank``, or for a site whose ``logits`` are a function; at the first call, a model without a permutation site,
             or with other latent sites (the message names them), unknown sites in a dict, initial logits that do not fit;
             at any call, logits of another shape than the site's.
+        NotImplementedError: at the first call, a plate that is gone through in turn (``for i in plate``).
 
     Example:
         >>> import pyro, torch

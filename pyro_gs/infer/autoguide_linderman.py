@@ -119,6 +119,7 @@ class AutoStickBreaking(_AutoLinderman):
     Raises:
         ValueError: a bad ``temperature`` or ``init_scale``; at the first call, forbidden pairs, or as
             :class:`AutoGumbelSinkhorn`.
+        NotImplementedError: as :class:`AutoGumbelSinkhorn`.
 
     Example:
         >>> import pyro, torch
@@ -233,6 +234,7 @@ class AutoRounding(_AutoLinderman):
     Raises:
         ValueError: a bad ``temperature``, ``init_scale`` or ``prior_scale``; at the first call, a prior that is not uniform
             over all permutations, or as :class:`AutoGumbelSinkhorn`.
+        NotImplementedError: as :class:`AutoGumbelSinkhorn`.
 
     Example:
         >>> import pyro, torch

@@ -64,8 +64,8 @@ class AutoGumbelMatching(AutoGumbelSinkhorn):
         TypeError: as :class:`AutoGumbelSinkhorn`.
         ValueError: as :class:`AutoGumbelSinkhorn`; a bad ``gradient``, ``strength`` or ``baseline_decay``; at the first
             call, a relaxed site; under ``TraceMeanField_ELBO``, score-function gradients.
-        NotImplementedError: at the first call, a prior for which there is no bound, or with ``"perturb_and_map"`` no
-            gradient.
+        NotImplementedError: as :class:`AutoGumbelSinkhorn`; at the first call, a prior for which there is no bound, or with
+            ``"perturb_and_map"`` no gradient.
 
     Example:
         >>> import pyro, torch

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 import pyro
 import torch
 from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
-from pyro.util import get_rng_state, set_rng_state
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from pyro_gs.infer.log_joint import VectorizationWarning
 from pyro_gs.infer.mcmc.permutation_kernel import PermutationKernel
+from pyro_gs.infer.randomness import randomness_kept
 from pyro_gs.infer.runners import RUNNERS, Chain, Marginals, MethodResult, Runner, Task
 from pyro_gs.ops.logits import check_count, check_temperature
 from pyro_gs.ops.matching import matching, to_index
@@ -253,14 +253,10 @@ def compare(
     if not runners:
         raise ValueError(f"methods must hold at least one method, but is empty; the names are {_names()}")
     task = Task(model, tuple(args), dict(kwargs or {}), float(budget), seed, temperature, snapshots)
-    state, cuda = get_rng_state(), list(range(torch.cuda.device_count()))
-    with torch.random.fork_rng(devices=cuda):
-        try:
-            pyro.set_rng_seed(seed)
-            _ = task.joint  # a model without a permutation fails here rather than method by method
-            results, left_out = _run(runners, task, progress)
-        finally:
-            set_rng_state(state)
+    with randomness_kept():
+        pyro.set_rng_seed(seed)
+        _ = task.joint  # a model without a permutation fails here rather than method by method
+        results, left_out = _run(runners, task, progress)
     exact = [name for name, result in results.items() if result.kind == "exact"]
     return Comparison(results, exact[0] if exact else None, left_out)
 

@@ -107,7 +107,7 @@ def gradient_variance(
 
     Raises:
         TypeError: ``loss`` has no ``loss_and_grads``.
-        ValueError: ``num_draws`` below 2; no parameter has a gradient.
+        ValueError: ``num_draws`` below 2; no parameter has a gradient, or one has a gradient that is infinite or NaN.
 
     Example:
         >>> import pyro
@@ -138,6 +138,7 @@ def gradient_variance(
             for name, parameter in parameters.items():
                 if parameter.grad is not None:
                     seen = True
+                    _refuse_infinite(parameter.grad, f"the gradient of parameter '{name}'")
                     sums[name] += parameter.grad
                     squares[name] += parameter.grad.double().square()
     finally:
@@ -214,7 +215,7 @@ def relaxation_gap(
         **kwargs: of both.
 
     Raises:
-        ValueError: ``num_draws`` below 2; no relaxed permutation site.
+        ValueError: ``num_draws`` below 2; no relaxed permutation site; a log density that is infinite or NaN.
 
     Example:
         >>> import pyro
@@ -238,6 +239,8 @@ def relaxation_gap(
                     terms.add((frames, found.nodes[name]["log_prob"]))
             scores[rounded].append(draws.total(terms, trace))
     relaxed, hard = (torch.cat(part).double() for part in scores)
+    for kind, values in (("relaxed", relaxed), ("hard", hard)):
+        _refuse_infinite(values, f"the log density of everything but the permutations, at {kind} ones,")
     gap = relaxed - hard
     return RelaxationGap(float(relaxed.mean()), float(hard.mean()), float(gap.mean()), float(gap.std()) / num_draws**0.5)
 
@@ -283,7 +286,7 @@ def check_temperature_effect(
 
     Raises:
         ValueError: ``num_draws`` below 2, ``tolerance`` not in (0, 1); no relaxed permutation site, the plain model in place
-            of the relaxed one, or a subsampled plate.
+            of the relaxed one, or a subsampled plate; a log density that is NaN or +inf, or no draw of positive density.
 
     Warns:
         TemperatureWarning: as above.
@@ -314,7 +317,9 @@ def check_temperature_effect(
     marginals, corrected, shift, effective = {}, {}, {}, {}
     for name, values in hard.items():
         P = torch.cat(values)
-        w = torch.cat(weights[name]).double().softmax(0)
+        log_w = torch.cat(weights[name]).double()
+        _refuse_infinite(log_w.amax(0), f"the largest log weight of the draws of site '{name}'")
+        w = log_w.softmax(0)
         effective[name] = float((1 / w.square().sum(0)).min())
         w = w.reshape(w.shape + (1,) * (P.dim() - w.dim())).to(P.dtype)
         marginals[name], corrected[name] = P.mean(0), (w * P).sum(0)
@@ -394,8 +399,8 @@ class _Draws:
 
     def total(self, terms: MultiFrameTensor, trace: Any) -> Tensor:
         """The sum of all terms of each draw, of shape (draws,)."""
-        total: Tensor = terms.sum_to(self.frames(trace))
-        return total.reshape(-1)
+        total: Tensor | float = terms.sum_to(self.frames(trace))
+        return torch.as_tensor(total).expand(self.num_draws // self.num_calls)
 
     def first(self, value: Tensor) -> Tensor:
         """The value with the draws as its first dimension."""
@@ -409,6 +414,12 @@ def _values(trace: Any, logs: dict[str, Tensor], rounded: bool) -> dict[str, Ten
         dtype = trace.nodes[name]["value"].dtype
         out[name] = matching(log_p).to(dtype) if rounded else RelaxedPermutation.wrap(log_p.exp().to(dtype), log_p)
     return out
+
+
+def _refuse_infinite(values: Tensor, what: str) -> None:
+    bad = values[~values.isfinite()]
+    if len(bad):
+        raise ValueError(f"{what} is {float(bad[0])}, expected finite numbers; look at the model's terms and its data")
 
 
 def _refuse_subsampling(frames: Any) -> None:

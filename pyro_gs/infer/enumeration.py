@@ -13,6 +13,7 @@ from torch import Tensor
 from pyro_gs.distributions.permutation_law import ENUMERATION_LIMIT, list_permutations
 from pyro_gs.infer.handlers import name_sites
 from pyro_gs.infer.log_joint import LogJoint, PermutationSite
+from pyro_gs.infer.randomness import randomness_kept
 from pyro_gs.ops.permanent import log_count
 from pyro_gs.ops.support import find_support
 
@@ -71,11 +72,13 @@ class EnumeratedPosterior:
         return {name: value[chosen].reshape(shape + value.shape[1:]) for name, value in self.permutations.items()}
 
 
+@randomness_kept()
 def enumerate_posterior(model: Callable[..., Any], *args: Any, **kwargs: Any) -> EnumeratedPosterior:
     """The exact posterior over a model's permutations.
 
     The joint support is the product over all sites and the items of their plates, each with the permutations that its
-    prior allows. The model is run on batches of it, or state by state where it does not broadcast.
+    prior allows. The model is run on batches of it, or state by state where it does not broadcast. Random states are put
+    back in the end.
 
     Args:
         model: a Pyro model whose latent sites are all permutations. Handlers go around it, as in
@@ -87,6 +90,7 @@ def enumerate_posterior(model: Callable[..., Any], *args: Any, **kwargs: Any) ->
         Log evidence, probabilities of all states, marginals, MAP and draws.
 
     Raises:
+        TypeError: ``model`` is no function.
         ValueError: no latent permutation site, other latent sites (named, with what to write), more than 8! = 40,320
             permutations of a site's item or more than 9! = 362,880 states in all (with their number), no state of
             positive density, or a density that is NaN.
@@ -117,6 +121,7 @@ def enumerate_posterior(model: Callable[..., Any], *args: Any, **kwargs: Any) ->
     return states.posterior(log_p - log_evidence, log_evidence)
 
 
+@randomness_kept()
 def permutation_posterior(
     model: Callable[..., Any], samples: Mapping[str, Tensor], *args: Any, **kwargs: Any
 ) -> EnumeratedPosterior:
@@ -135,6 +140,7 @@ def permutation_posterior(
         As :func:`enumerate_posterior`, without the evidence.
 
     Raises:
+        TypeError: ``model`` is no function.
         ValueError: as :func:`enumerate_posterior`; ``samples`` lacks a site, has draws of another shape, of different
             numbers or none, or one at which no permutation has positive density.
 

@@ -163,6 +163,7 @@ def relax(model: Callable[..., Any] | None = None, temperature: Temperature | Ca
         A callable with the model's signature.
 
     Raises:
+        TypeError: ``model`` is no function.
         ValueError: ``temperature`` is not positive and finite.
         NotImplementedError: at a call, a site's law has no registered relaxation.
 

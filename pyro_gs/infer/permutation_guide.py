@@ -32,6 +32,7 @@ class AutoPermutationGuide(AutoGuide):
     Raises:
         ValueError: at the first call, a model without a permutation site, or with other latent sites (the message names
             them).
+        NotImplementedError: at the first call, a plate that is gone through in turn (``for i in plate``).
     """
 
     def __init__(self, model: Callable[..., Any], *, create_plates: Callable[..., Any] | None = None) -> None:

@@ -3,44 +3,22 @@
 ``--hostile N`` tries N inputs for every call (by default 25); the count of what was tried is printed at the end.
 """
 
-import dataclasses
-import inspect
-import signal
 import warnings
 
+import calls_of_models
+import calls_of_results
 import pytest
 import torch
-from calls import CALLS, ELSEWHERE, documented, state
+from calls import CALLS, NOT_CALLED, documented
 from hostile_tensors import Given
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from trials import bounded, has_nan, names_of, state, tensors, trials
 
 import pyro_gs as pgs
+from pyro_gs import plotting
 
 pytestmark = pytest.mark.usefixtures("float64_only")
-SECONDS = 20  # of processor time; what is asked takes milliseconds
-
-
-def tensors(result):
-    """All tensors in what a call returns."""
-    if isinstance(result, torch.Tensor):
-        yield result
-    elif isinstance(result, dict):
-        for value in result.values():
-            yield from tensors(value)
-    elif isinstance(result, tuple | list):
-        for value in result:
-            yield from tensors(value)
-    elif dataclasses.is_dataclass(result):
-        yield from tensors([getattr(result, field.name) for field in dataclasses.fields(result)])
-
-
-class Hung(BaseException):
-    pass
-
-
-def hung(*_):
-    raise Hung
 
 
 def answer(function, arguments):
@@ -58,57 +36,42 @@ def answer(function, arguments):
     return result, [gradient for gradient in gradients if gradient is not None]
 
 
-@pytest.mark.parametrize("call", CALLS, ids=str)
+@pytest.mark.parametrize("call", [*CALLS, *calls_of_results.CALLS], ids=str)
 def test_a_right_answer_or_a_documented_exception(call, request):
     tried = request.config.hostile_tried
     allowed = documented(*call.raises)
 
-    @settings(
-        max_examples=request.config.getoption("--hostile"),
-        deadline=None,
-        derandomize=True,
-        database=None,
-        suppress_health_check=list(HealthCheck),
-    )
+    @trials(request)
     @given(st.data())
     def check(data):
         arguments = {name: data.draw(strategy, label=name) for name, strategy in call.arguments.items()}
         givens = [Given(value) for value in arguments.values() if isinstance(value, torch.Tensor)]
         before, generator = state(), torch.get_rng_state()
-        signal.setitimer(signal.ITIMER_VIRTUAL, SECONDS)
         result, gradients, refusal = (), (), None
         try:
-            result, gradients = answer(call.function, arguments)
+            with bounded():
+                result, gradients = answer(call.function, arguments)
         except Exception as error:
             refusal = error
-        finally:
-            signal.setitimer(signal.ITIMER_VIRTUAL, 0)
         tried["answered" if refusal is None else "refused"] += 1
         if refusal is not None:
-            kinds = {kind.__name__ for kind in type(refusal).__mro__[:-2]}
-            if not kinds & allowed or not str(refusal).strip():
+            if not names_of(refusal) & allowed or not str(refusal).strip():
                 raise refusal
         if call.looks:
-            assert not any(out.isnan().any() for out in tensors(result)), "NaN in the answer"
-            assert not any(gradient.isnan().any() for gradient in gradients), "NaN in the gradient"
+            assert not has_nan(result), "NaN in the answer"
+            assert not has_nan(gradients), "NaN in the gradient"
         assert all(each.unchanged() for each in givens), "an argument was changed"
         assert state() == before, "global state was changed"
         assert call.draws or torch.equal(torch.get_rng_state(), generator), "the global generator was used"
 
-    previous = signal.signal(signal.SIGVTALRM, hung)
-    try:
-        check()
-    finally:
-        signal.signal(signal.SIGVTALRM, previous)
+    check()
 
 
-def test_no_public_function_is_left_out():
-    called = {name for call in CALLS for name in (call.name.partition(" ")[0],)}
-    assert called <= {*pgs.__all__, *pgs.nn.__all__}
-    missing = {name for name in pgs.__all__ if callable(getattr(pgs, name)) and name not in ELSEWHERE} - called
-    missing -= {
-        name for name in missing if inspect.isclass(getattr(pgs, name)) and issubclass(getattr(pgs, name), Exception)
-    }
-    assert not missing
-    functions = {name for name in pgs.nn.__all__ if inspect.isfunction(getattr(pgs.nn, name))}
-    assert functions <= called
+def test_no_public_name_is_left_out():
+    called = {call.name.partition(" ")[0] for call in [*CALLS, *calls_of_results.CALLS, *calls_of_models.CALLS]}
+    pictures = {name for name in vars(plotting) if name.startswith("plot_")}
+    public = {name for name in pgs.__all__ if callable(getattr(pgs, name))} | set(pgs.nn.__all__) | pictures
+    public -= {name for name in public if isinstance(vars(pgs).get(name), type) and issubclass(vars(pgs)[name], Exception)}
+    assert called <= public
+    assert not called & NOT_CALLED
+    assert public - called == NOT_CALLED

@@ -216,3 +216,45 @@ def test_errors_of_the_check():
 
     with pytest.raises(ValueError, match="plate 'worms' must not be subsampled here, but shows 2 of 5 items"):
         check_temperature_effect(pgs.relax(worms), pgs.AutoGumbelSinkhorn(worms))
+
+
+# --- densities that are not finite
+
+
+def spoiled(value):
+    """A model whose likelihood is a constant, or what is added to it."""
+
+    def own():
+        P = pyro.sample("P", pgs.UniformPermutation(3))
+        pyro.factor("score", P.sum((-2, -1)) * value)
+
+    return pgs.relax(own), pgs.AutoGumbelSinkhorn(own)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_densities_that_are_not_finite_are_refused(value):
+    found = spoiled(value)
+    with pyro.validation_enabled(False):  # under which Pyro refuses or warns itself
+        with pytest.raises(ValueError, match="log density of everything but the permutations, at relaxed ones, is"):
+            relaxation_gap(*found, num_draws=2)
+        with pytest.raises(ValueError, match="the largest log weight of the draws of site 'P' is"):
+            check_temperature_effect(*found, num_draws=2)
+
+
+@pytest.mark.filterwarnings("ignore:Encountered NaN")
+def test_gradients_that_are_not_finite_are_refused():
+    def own():
+        P = pyro.sample("P", pgs.UniformPermutation(3))
+        pyro.factor("score", (P[..., 0, 0] - P[..., 0, 0].detach()).sqrt())  # 0, and no gradient there
+
+    with pytest.raises(ValueError, match=r"the gradient of parameter '.*free_logits\.P' is (nan|-?inf)"):
+        gradient_variance(Trace_ELBO(), pgs.relax(own), pgs.AutoGumbelSinkhorn(own), num_draws=2)
+
+
+def test_a_model_without_likelihood_has_no_gap():
+    def prior():
+        pyro.sample("P", pgs.UniformPermutation(3))
+
+    for nesting in (None, 0):
+        found = relaxation_gap(pgs.relax(prior), pgs.AutoGumbelSinkhorn(prior), num_draws=3, max_plate_nesting=nesting)
+        assert (found.relaxed, found.gap, found.standard_error) == (0.0, 0.0, 0.0)

@@ -1,5 +1,6 @@
 import csv
 import json
+import math
 import os
 import subprocess
 import sys
@@ -175,3 +176,9 @@ def test_processes_of_torchrun_do_each_job_together(tmp_path):
     )
     with Records(tmp_path / "out") as records:
         assert [(r["number"], r["square"]) for r in records.records.values()] == [(1, 1.0), (0, 1.0), (2, 5.0)]
+
+
+def test_a_figure_that_is_not_finite_is_a_failure(tmp_path):
+    records = squares(tmp_path, [2, 3], lambda job: {"square": math.nan if job.number == 3 else 4.0})
+    assert [record["status"] for record in records] == ["done", "failed"]
+    assert records[1]["error"] == "FloatingPointError: expected finite figures, got {'square': nan}"

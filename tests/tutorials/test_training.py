@@ -114,6 +114,38 @@ def test_a_damaged_checkpoint_is_named(keep, tmp_path):
         train(objective(), 2, path=path, **OPTIONS)
 
 
+def test_a_checkpoint_with_a_flipped_bit_is_named(tmp_path):
+    path = tmp_path / "a.pt"
+    train(objective(), 2, path=path, **OPTIONS)
+    content = bytearray(path.read_bytes())
+    weights = next(iter(objective().state_dict()))
+    saved = torch.load(path, weights_only=True)["objective"][weights].numpy().tobytes()
+    content[content.index(saved)] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"a\.pt: expected a checkpoint, got ValueError: .* is damaged"):
+        train(objective(), 2, path=path, **OPTIONS)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda content: content["processes"][0][0].append(float("nan")), "losses are not finite"),
+        (lambda content: content["objective"].clear(), "Missing key"),
+        (lambda content: content.update(objective=[]), "objective is of type list"),
+        (lambda content: content.update(processes=[]), "IndexError"),
+        (lambda content: content.pop("optimizer"), "KeyError"),
+    ],
+)
+def test_a_checkpoint_with_other_content_is_named(change, message, tmp_path):
+    path = tmp_path / "a.pt"
+    train(objective(), 2, path=path, **OPTIONS)
+    content = torch.load(path, weights_only=True)
+    change(content)
+    torch.save(content, path)
+    with pytest.raises(ValueError, match=rf"(?s)a\.pt: expected a checkpoint, got .*{message}"):
+        train(objective(), 2, path=path, **OPTIONS)
+
+
 def test_a_pickle_that_runs_code_is_refused(tmp_path):
     class Evil:
         def __reduce__(self):

@@ -9,7 +9,11 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
+from tutorials.file_sizes import check_size
+
 __all__ = ["read_table", "refuse_repeated", "table_number"]
+
+_LARGEST = 2**28  # bytes; as text in lists they take ten times as many
 
 
 def read_table(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
@@ -22,14 +26,18 @@ def read_table(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
         The columns, each once, and the other rows with their line numbers; all rows have a value a column.
 
     Raises:
-        ValueError: If the file is empty or no such table.
+        ValueError: If the file is empty, no such table, or has more than 256 MiB.
+        FileNotFoundError: If there is none.
     """
+    check_size(path, _LARGEST)
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.reader(file, strict=True)
             lines = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if row]
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{path.name}: no CSV in UTF-8 ({error}); save it as one") from None
+    if any("\0" in cell for _, row in lines for cell in row):
+        raise ValueError(f"{path.name}: no CSV in UTF-8 (it holds zero bytes); save it as one")
     if not lines:
         raise ValueError(f"{path.name}: the file is empty, expected a header of labels and a row a time step or neuron")
     (_, header), *rows = lines
@@ -53,11 +61,11 @@ def table_number(path: Path, line: int, column: str, text: str) -> float:
         ValueError: If it is none; the message names file, row and column.
     """
     try:
-        value = float(text)
+        value = math.nan if "_" in text else float(text)  # Python takes 1_0 for 10
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise ValueError(f"{path.name}: row {line}, column {column!r} holds {text!r}, expected a finite number")
+        raise ValueError(f"{path.name}: row {line}, column {column!r} holds {text[:40]!r}, expected a finite number")
     return value
 
 

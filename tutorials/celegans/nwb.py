@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import errno
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from tutorials.celegans.recordings import Recording, known_identity
+from tutorials.file_sizes import LARGEST
 
 __all__ = ["read_nwb", "write_nwb"]
 
@@ -73,23 +75,37 @@ def read_nwb(path: str | Path, *, need_positions: bool = True) -> tuple[Tensor, 
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     try:
         io = pynwb.NWBHDF5IO(str(path), "r", load_namespaces=True)
-    except (OSError, TypeError, ValueError, KeyError) as error:
-        raise ValueError(f"{path.name}: no readable NWB file ({error})") from None
+    except Exception as error:
+        raise ValueError(f"{path.name}: no readable NWB file ({_short(error)})") from None
     with io:
         try:
-            nwb = io.read()
-        except Exception as error:  # pynwb raises what it meets on its way
-            raise ValueError(f"{path.name}: no readable NWB file ({error})") from None
-        module, series = _activity(path, nwb)
-        traces = np.asarray(series.data[:], dtype=np.float64)
-        table, regions = series.rois.table, np.asarray(series.rois.data[:], dtype=np.int64)
-        if traces.ndim != 2 or traces.shape[1] != len(regions):
-            raise ValueError(
-                f"{path.name}: {series.name} has shape {traces.shape}, expected (time steps, {len(regions)}), a column for "
-                "each region"
-            )
-        labels = _labels(path, module, table, regions)
-        positions = _positions(path, table, regions) if need_positions else None
+            return _read(path, io.read(), need_positions)
+        except Exception as error:  # pynwb and h5py raise what they meet on their way; data are read late
+            if str(error).startswith(f"{path.name}: "):
+                raise
+            raise ValueError(f"{path.name}: no readable NWB file ({_short(error)})") from None
+
+
+def _short(error: Exception) -> str:
+    """Beginning and end of a message; pynwb puts whole parts of the file between them."""
+    text = str(error)
+    return text if len(text) < 400 else f"{text[:200]} ... {text[-200:]}"
+
+
+def _read(path: Path, nwb: Any, need_positions: bool) -> tuple[Tensor, list[str], Tensor | None]:
+    module, series = _activity(path, nwb)
+    for name, data in ((series.name, series.data), (series.rois.name, series.rois.data)):
+        if math.prod(np.shape(data)) * np.dtype(np.float64).itemsize > LARGEST:
+            raise ValueError(f"{path.name}: {name} has shape {np.shape(data)}, expected at most {LARGEST} bytes")
+    table, regions = series.rois.table, np.asarray(series.rois.data[:], dtype=np.int64)
+    traces = np.asarray(series.data[:], dtype=np.float64)
+    if traces.ndim != 2 or traces.shape[1] != len(regions):
+        raise ValueError(
+            f"{path.name}: {series.name} has shape {traces.shape}, expected (time steps, {len(regions)}), a column for "
+            "each region"
+        )
+    labels = _labels(path, module, table, regions)
+    positions = _positions(path, table, regions) if need_positions else None
     return torch.from_numpy(traces), labels, None if positions is None else torch.from_numpy(positions)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
 import zipfile
 from collections.abc import Collection, Iterable, Sequence
@@ -15,9 +16,12 @@ from torch import Tensor
 
 from tutorials.celegans.connectome import normalize_name
 from tutorials.celegans.csv_table import read_table, refuse_repeated, table_number
+from tutorials.file_sizes import check_size, check_unpacked
 
 __all__ = ["Recording", "known_identity", "read_recording"]
 
+_ARRAYS = ("traces", "labels", "positions", "colors", "channels")
+_WORD = 100  # letters of a label that close ones are looked for; the time grows with their square
 _UNNAMED = re.compile(r"|\?.*|.*\?|[0-9]+|nan", re.IGNORECASE)
 
 
@@ -41,7 +45,10 @@ def known_identity(label: str) -> str | None:
 
 def _close(word: str, words: Iterable[str]) -> str:
     upper = {other.upper(): other for other in sorted(words)}
-    return ", ".join(upper[match] for match in difflib.get_close_matches(word.upper(), upper, n=3, cutoff=0.5)) or "none"
+    return (
+        ", ".join(upper[match] for match in difflib.get_close_matches(word[:_WORD].upper(), upper, n=3, cutoff=0.5))
+        or "none"
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -222,18 +229,21 @@ def _read_traces(path: Path, drop: Collection[str]) -> tuple[Tensor, list[str], 
 
 
 def _read_npz(path: Path) -> tuple[Tensor, list[str], Tensor | None, Tensor | None, tuple[str, ...] | None]:
+    check_size(path)
     with path.open("rb") as handle:
         try:
-            with np.lib.npyio.NpzFile(handle, allow_pickle=False) as file:
-                arrays = {key: np.asarray(file[key]) for key in file.files}
-        except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
+            with zipfile.ZipFile(handle) as archive:
+                check_unpacked(archive)
+                found = [name.removesuffix(".npy") for name in archive.namelist()]
+                arrays = {key: _read_array(archive, f"{key}.npy") for key in _ARRAYS if key in found}
+        except Exception as error:  # zipfile, the decompressors and NumPy raise what they meet on their way
             raise ValueError(
                 f"{path.name}: no readable .npz of plain arrays, cut off perhaps ({error}); labels have to be text, "
                 "np.array(labels, dtype=str)"
             ) from None
     for key in ("traces", "labels"):
         if key not in arrays:
-            raise ValueError(f"{path.name}: no array {key!r}, only {sorted(arrays)}; expected 'traces' and 'labels'")
+            raise ValueError(f"{path.name}: no array {key!r}, only {sorted(found)}; expected 'traces' and 'labels'")
     numbers = {}
     for key in ("traces", "positions", "colors"):
         if key in arrays:
@@ -245,7 +255,12 @@ def _read_npz(path: Path) -> tuple[Tensor, list[str], Tensor | None, Tensor | No
         if key in arrays:
             if arrays[key].ndim != 1:
                 raise ValueError(f"{path.name}: {key!r} has shape {arrays[key].shape}, expected one dimension")
-            text = np.char.decode(arrays[key], "utf-8") if arrays[key].dtype.kind == "S" else arrays[key]
+            if arrays[key].dtype.kind not in "USfiu":
+                raise ValueError(f"{path.name}: {key!r} has dtype {arrays[key].dtype}, expected text")
+            try:
+                text = np.char.decode(arrays[key], "utf-8") if arrays[key].dtype.kind == "S" else arrays[key]
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{path.name}: {key!r} holds no UTF-8 ({error}), expected text") from None
             texts[key] = [str(word).strip() for word in text]
     m = len(texts["labels"])
     for key, expected, fits in (
@@ -260,6 +275,23 @@ def _read_npz(path: Path) -> tuple[Tensor, list[str], Tensor | None, Tensor | No
             )
     channels = tuple(texts["channels"]) if "channels" in texts else None
     return numbers["traces"], texts["labels"], numbers.get("positions"), numbers.get("colors"), channels
+
+
+def _read_array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    """An array of numbers or text, after its announced shape has been held against the bytes there are."""
+    with archive.open(name) as member:
+        version = np.lib.format.read_magic(member)
+        if version not in ((1, 0), (2, 0)):
+            raise ValueError(f"{name} has the format version {version}, expected (1, 0) or (2, 0)")
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(member)
+        size, announced = archive.getinfo(name).file_size - member.tell(), math.prod(shape) * dtype.itemsize
+    if dtype.hasobject:
+        raise ValueError(f"{name} holds Python objects")
+    if size != announced:
+        raise ValueError(f"{name} announces {announced} bytes, of shape {shape}, and has {size}")
+    with archive.open(name) as member:
+        return np.asarray(np.lib.format.read_array(member, allow_pickle=False))
 
 
 def _read_positions(

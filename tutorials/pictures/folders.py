@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from tutorials.file_sizes import check_size
 from tutorials.pictures.digits import Split, check_split
 from tutorials.pictures.sources import Files
 
@@ -33,19 +34,21 @@ def celeba(folder: Path, split: Split, side: int = 64) -> Files:
     check_split(split)
     table, pictures = folder / _PARTITION, folder / "img_align_celeba"
     try:
+        check_size(table)
         lines = table.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise ValueError(f"{table}: expected CelebA's partition, got {error.strerror}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise ValueError(f"{table}: expected CelebA's partition, got {reason}") from None
     paths = []
     for number, line in enumerate(lines, 1):
         match line.split():
-            case [name, code] if code in _CODES:
+            case [name, code] if code in _CODES and name == Path(name).name:
                 if _CODES[code] == split:
                     paths.append(pictures / name)
                     if not paths[-1].is_file():
                         raise ValueError(f"{table}, line {number}: expected the picture {paths[-1]}, which is not there")
             case _:
-                raise ValueError(f"{table}, line {number}: expected a file name and 0, 1 or 2, got {line!r}")
+                raise ValueError(f"{table}, line {number}: expected a file name and 0, 1 or 2, got {line[:80]!r}")
     return Files(paths, side, mirrored=split == "train", name=f"{table} ({split})")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -9,11 +10,12 @@ from typing import Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 __all__ = ["Crops", "Files", "Pictures", "Stored"]
 
+_FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # Pillow hands others, such as EPS, to programs outside
 _SCALES = (1.0, 2.0, 4.0)  # pixels of a photograph on a pixel of a crop, along one axis; as far as it is large enough
 
 
@@ -88,7 +90,7 @@ class Files:
     """Picture files, drawn without repetition: the square in the middle of each, resized, in colour.
 
     Args:
-        paths: Of the files, of any format that Pillow reads.
+        paths: Of the files: BMP, JPEG, PNG, PPM, TIFF or WebP, of at most 89 million pixels.
         side: Of a picture in pixels.
         mirrored: Whether half of them are mirrored, left to right.
         name: What the errors call them.
@@ -118,9 +120,11 @@ class Files:
 
     def _read(self, path: Path, mirror: bool) -> Image.Image:
         try:
-            with Image.open(path) as file:
-                picture: Image.Image = file.convert("RGB")
-        except (OSError, UnidentifiedImageError, SyntaxError) as error:  # Pillow raises SyntaxError for a broken PNG
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", Image.DecompressionBombWarning)
+                with Image.open(path, formats=_FORMATS) as file:
+                    picture: Image.Image = file.convert("RGB")
+        except Exception as error:  # its decoders raise what they meet on their way
             raise ValueError(f"{path}: expected a picture, got {type(error).__name__}: {error}") from None
         length = min(picture.size)
         left, top = ((size - length) // 2 for size in picture.size)

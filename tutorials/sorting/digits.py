@@ -26,7 +26,7 @@ from torch.nn import functional
 from pyro_gs.nn import EachItem
 from tutorials.pictures import Split, mnist
 from tutorials.sorting.methods import Method, Sorter, ordering, right_positions
-from tutorials.training import train
+from tutorials.training import load_checkpoint, train
 
 __all__ = [
     "METHODS",
@@ -223,7 +223,7 @@ def load_sorter(job: DigitsJob, folder: Path) -> Sorter | None:
     if not path.exists():
         return None
     objective = _objective(job)
-    objective.load_state_dict(torch.load(path, map_location="cpu", weights_only=True)["objective"])
+    objective.load_state_dict(load_checkpoint(path, torch.device("cpu"))["objective"])
     return objective.sorter.eval()
 
 

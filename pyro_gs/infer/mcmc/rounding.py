@@ -13,6 +13,7 @@ from pyro_gs.distributions.matching_integral import EstimateWarning
 from pyro_gs.distributions.relaxed import log_of
 from pyro_gs.infer.handlers import name_sites
 from pyro_gs.infer.log_joint import LogJoint
+from pyro_gs.infer.randomness import randomness_kept
 from pyro_gs.ops.logits import warn_user
 from pyro_gs.ops.matching import matching
 
@@ -59,6 +60,7 @@ class _Rest(LogJoint):
 
 
 @torch.no_grad()
+@randomness_kept()
 def round_samples(model: Callable[..., Any], samples: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> RoundedPosterior:
     r"""Round draws of a relaxed model to permutations, weighted to the posterior of the plain one.
 
@@ -78,6 +80,7 @@ def round_samples(model: Callable[..., Any], samples: Mapping[str, Tensor], *arg
         Permutations with weights.
 
     Raises:
+        TypeError: ``model`` is no function.
         ValueError: ``samples`` lacks a latent site or has another shape, or no draw has positive weight.
 
     Warns:

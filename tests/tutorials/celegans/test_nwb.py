@@ -11,6 +11,7 @@ import torch
 
 from tutorials.celegans.recordings import Recording, read_recording
 
+h5py = pytest.importorskip("h5py")
 pynwb = pytest.importorskip("pynwb")
 
 from tutorials.celegans.nwb import read_nwb, write_nwb  # noqa: E402
@@ -175,6 +176,42 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ValueError, match=r"worm\.nwb: no readable NWB file"):
         read_recording(path)
+
+
+@pytest.mark.parametrize("rows", [[2, 0, -1], [2, 0, 3]])
+def test_regions_that_the_table_does_not_have(rows: list[int], tmp_path: Path) -> None:
+    path = build(tmp_path / "worm.nwb")
+    with h5py.File(path, "r+") as file:
+        file["processing/CalciumActivity/SignalRawFluor/rois"][:] = rows
+    with pytest.raises(ValueError, match=r"worm\.nwb: no readable NWB file .*rois") as caught:
+        read_nwb(path)
+    assert len(str(caught.value)) < 500
+
+
+def test_traces_of_an_absurd_shape_take_no_memory(tmp_path: Path) -> None:
+    path = build(tmp_path / "worm.nwb")
+    with h5py.File(path, "r+") as file:
+        series = file["processing/CalciumActivity/SignalRawFluor"]
+        attributes = dict(series["data"].attrs)
+        del series["data"]
+        series.create_dataset("data", shape=(2**40, 3), chunks=(2**10, 3), dtype="f8").attrs.update(attributes)
+    with pytest.raises(ValueError, match=r"worm\.nwb: SignalRawFluor has shape \(1099511627776, 3\), expected at most"):
+        read_nwb(path)
+
+
+def test_damage_that_shows_when_traces_are_read(tmp_path: Path) -> None:
+    path = build(tmp_path / "worm.nwb", data=np.arange(30_000.0).reshape(10_000, 3))
+    with h5py.File(path, "r+") as file:
+        series = file["processing/CalciumActivity/SignalRawFluor"]
+        values, attributes = series["data"][:], dict(series["data"].attrs)
+        del series["data"]
+        series.create_dataset("data", data=values, chunks=(10_000, 3), compression="gzip").attrs.update(attributes)
+        place = series["data"].id.get_chunk_info(0)
+    with path.open("r+b") as raw:
+        raw.seek(place.byte_offset)
+        raw.write(b"\xff" * place.size)
+    with pytest.raises(ValueError, match=r"worm\.nwb: no readable NWB file"):
+        read_nwb(path)
 
 
 def test_without_pynwb_the_error_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

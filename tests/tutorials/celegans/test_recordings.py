@@ -1,3 +1,7 @@
+import io
+import os
+import tracemalloc
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -197,6 +201,13 @@ def test_bad_npz(tmp_path: Path) -> None:
         np.savez(path, traces=np.zeros((4, 2)), labels=labels, **{key: value})
         with pytest.raises(ValueError, match=message):
             read_recording(path)
+    np.savez(path, traces=np.zeros((4, 2)), labels=np.array([b"?1", b"\xff"]))
+    with pytest.raises(ValueError, match=r"worm\.npz: 'labels' holds no UTF-8"):
+        read_recording(path)
+    np.savez(path, traces=np.zeros((4, 2)), labels=np.array(["2020-01-01", "2020-01-02"], dtype="datetime64[D]"))
+    with pytest.raises(ValueError, match=r"worm\.npz: 'labels' has dtype datetime64\[D\], expected text"):
+        read_recording(path)
+    np.savez(path, traces=np.zeros((4, 2)), labels=labels)
     for cut in (path.stat().st_size // 2, 0):
         path.write_bytes(path.read_bytes()[:cut])
         with pytest.raises(ValueError, match=r"worm\.npz: no readable \.npz of plain arrays, cut off perhaps"):
@@ -220,3 +231,53 @@ def test_bad_npz(tmp_path: Path) -> None:
 def test_recordings_refuse_fields_that_do_not_fit(changes: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         recording(**changes)
+
+
+def _npz(path: Path, header: dict[str, object], values: bytes) -> None:
+    """An .npz whose array of traces has a header of one's own."""
+    traces, labels = io.BytesIO(), io.BytesIO()
+    np.lib.format.write_array_header_1_0(traces, header)
+    np.save(labels, np.array(["?1", "?2"]))
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("traces.npy", traces.getvalue() + values)
+        archive.writestr("labels.npy", labels.getvalue())
+
+
+@pytest.mark.parametrize("shape", [(2**40, 2), (2**62, 2**62), (10**5, 2)])
+def test_an_npz_that_announces_more_than_it_has_takes_no_memory(shape: tuple[int, ...], tmp_path: Path) -> None:
+    _npz(tmp_path / "worm.npz", {"descr": "<f8", "fortran_order": False, "shape": shape}, b"\0" * 64)
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=r"worm\.npz: no readable .* announces \d+ bytes, of shape .*, and has 64\)"):
+        read_recording(tmp_path / "worm.npz")
+    assert tracemalloc.get_traced_memory()[1] < 2**20
+    tracemalloc.stop()
+
+
+def test_an_npz_that_unpacks_to_much_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tutorials.file_sizes.LARGEST", 2**20)
+    path = tmp_path / "worm.npz"
+    np.savez_compressed(path, traces=np.zeros((2**17, 2)), labels=np.array(["?1", "?2"]))
+    assert path.stat().st_size < 2**14
+    with pytest.raises(ValueError, match=r"worm\.npz: no readable .*it unpacks to 209\d+ bytes, expected at most 1048576"):
+        read_recording(path)
+
+
+def test_a_pickle_in_an_npz_is_not_run(tmp_path: Path) -> None:
+    made = tmp_path / "made"
+
+    class Payload:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return os.mkdir, (str(made),)
+
+    path = tmp_path / "worm.npz"
+    np.savez(path, traces=np.zeros((4, 2)), labels=np.array([Payload(), "?2"], dtype=object))
+    with pytest.raises(ValueError, match=r"worm\.npz: .*labels\.npy holds Python objects"):
+        read_recording(path)
+    assert not made.exists()
+
+
+def test_labels_as_long_as_the_file(tmp_path: Path) -> None:
+    path = write(tmp_path / "worm.csv", "?1," + "a" * 100_000, "1,2", "3,4")
+    places = write(tmp_path / "places.csv", "label,x,y,z", "?1,1,2,3", "b" * 100_000 + ",1,2,3")
+    with pytest.raises(ValueError, match=r"places\.csv: row 3 places 'b"):  # looking for close ones would take hours
+        read_recording(path, positions=places)

@@ -40,6 +40,12 @@ def test_celeba_that_does_not_fit(faces):
     table.write_text("000001.jpg 0\n000002.jpg 7\n")
     with pytest.raises(ValueError, match=r"list_eval_partition\.txt, line 2: expected a file name and 0, 1 or 2, got"):
         celeba(faces, "train")
+    table.write_text("../secret.jpg 0\n")
+    with pytest.raises(ValueError, match=r"line 1: expected a file name and 0, 1 or 2, got '\.\./secret\.jpg 0'"):
+        celeba(faces, "train")
+    table.write_bytes("é.jpg 0".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"list_eval_partition\.txt: expected CelebA's partition, got 'utf-8' codec"):
+        celeba(faces, "train")
     table.write_text("000001.jpg 0\n")
     with pytest.raises(ValueError, match=r"list_eval_partition\.txt \(test\): expected at least one picture, found none"):
         celeba(faces, "test")
@@ -86,3 +92,17 @@ def test_the_middle_is_kept_and_gray_pictures_are_coloured(tmp_path):
     assert torch.equal(imagenet(tmp_path, "test", side=5).draw(1, generator()), torch.ones(1, 3, 5, 5))
     with pytest.raises(ValueError, match="side=0"):
         imagenet(tmp_path, "test", side=0)
+
+
+def test_pictures_of_many_pixels_are_refused(faces, monkeypatch):
+    for limit in (500, 200):  # the faces have 600: where Pillow warns, and where it raises
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+        with pytest.raises(ValueError, match=r"000003\.jpg: expected a picture, got DecompressionBomb"):
+            celeba(faces, "validation").draw(1, generator())
+
+
+def test_formats_that_start_other_programs_are_refused(faces):
+    path = faces / "img_align_celeba" / "000003.jpg"
+    Image.new("RGB", (9, 9)).save(path, "EPS")  # Pillow hands it to Ghostscript
+    with pytest.raises(ValueError, match=r"000003\.jpg: expected a picture, got UnidentifiedImageError"):
+        celeba(faces, "validation").draw(1, generator())

@@ -1,5 +1,6 @@
 import gzip
 import struct
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -52,6 +53,9 @@ def test_damaged_files_are_named(folder):
     packed.write_bytes(packed.read_bytes()[:-20])
     with pytest.raises(ValueError, match=r"ubyte\.gz: expected an IDX file, got EOFError"):
         full_mnist(folder, "train")
+    packed.write_bytes(packed.read_bytes()[:12] + b"no deflate")
+    with pytest.raises(ValueError, match=r"ubyte\.gz: expected an IDX file, got error: Error -3"):
+        full_mnist(folder, "train")
     path.unlink()
     with pytest.raises(ValueError, match=r"expected t10k-images-idx3-ubyte or t10k-images-idx3-ubyte\.gz there"):
         full_mnist(folder, "test")
@@ -67,3 +71,30 @@ def test_labels_must_fit(folder):
         full_mnist(folder, "test")
     with pytest.raises(ValueError, match="split='dev'"):
         full_mnist(folder, "dev")
+
+
+@pytest.mark.parametrize("shape", [(2**32 - 1,) * 3, (0, 28, 28), (2**20, 32, 33)])
+def test_absurd_sizes_are_refused_before_memory_is_asked_for(shape, tmp_path):
+    path = tmp_path / "images"
+    path.write_bytes(bytes([0, 0, 8, 3]) + struct.pack(">3I", *shape))
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="images: expected 1 to 1073741824 values, got the shape"):
+        read_idx(path, 3)
+    assert tracemalloc.get_traced_memory()[1] < 2**20
+    tracemalloc.stop()
+
+
+def test_a_file_that_unpacks_to_more_than_it_announces_is_not_read_on(tmp_path):
+    path = tmp_path / "images.gz"
+    path.write_bytes(gzip.compress(idx(np.zeros((1, 4, 4), np.uint8)) + b"\0" * 2**26))
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=r"images\.gz: expected 16 values, of shape \(1, 4, 4\), got more"):
+        read_idx(path, 3)
+    assert tracemalloc.get_traced_memory()[1] < 2**22
+    tracemalloc.stop()
+
+
+def test_mnist_has_28_pixels_a_side(folder):
+    (folder / "t10k-images-idx3-ubyte").write_bytes(idx(np.zeros((5, 27, 28), np.uint8)))
+    with pytest.raises(ValueError, match=r"expected images of 28 x 28 pixels, got \(27, 28\) \(t10k\)"):
+        full_mnist(folder, "test")
