@@ -1,7 +1,7 @@
 # Each command does all the set-up on a fresh machine:
-#   make celegans   the main job: identify neurons of C. elegans, about seven minutes after installation
+#   make celegans   the main job: identify neurons of C. elegans, about five minutes on two cores after installation
 #   make test       the tests
-#   make docs       the site, in build/docs; runs the tutorials (about five minutes, and again when code has changed), or
+#   make docs       the site, in build/docs; runs the tutorials (minutes, and again when code has changed), or
 #                   make docs PYRO_GS_TUTORIAL_SIZE=quick
 #   make docs-browser   the site, then every page of it in headless Chromium, wide and narrow, light and dark
 # Beside them: make sorting, jigsaw, assemble (Sinkhorn networks), celegans-seeds (the guide over five seeds with 90 s each),

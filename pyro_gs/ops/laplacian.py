@@ -484,7 +484,7 @@ def laplacian_solve(log_p: Tensor, b: Tensor) -> Tensor:
     Raises:
         TypeError: not float32 or float64 tensors.
         ValueError: shapes do not fit, an entry of ``b`` is not finite, one of ``log_p`` is NaN or above zero (a tenth is let
-            pass as rounding), or the allowed entries of ``log_p`` lack total support.
+            pass as rounding), the allowed entries of ``log_p`` lack total support, or the solution overflows.
 
     Example:
         >>> import torch
@@ -514,5 +514,10 @@ def laplacian_solve(log_p: Tensor, b: Tensor) -> Tensor:
     log_p = log_p.double().expand(*batch, n, n)
     right = b.double().expand(*batch, n).masked_fill(grounded, 0.0)
     refuse_nested_forward_mode()
-    x = LaplacianSolve.apply(log_p.exp(), log_p.detach(), grounded, right)
-    return x.to(b.dtype)  # type: ignore[no-any-return]
+    x = LaplacianSolve.apply(log_p.exp(), log_p.detach(), grounded, right).to(b.dtype)
+    with contextlib.suppress(RuntimeError):
+        if not bool(x.isfinite().all()):
+            raise ValueError(
+                f"b of up to {float(b.abs().max()):.3g} makes the solution overflow in {b.dtype}; divide b by a constant"
+            )
+    return x  # type: ignore[no-any-return]

@@ -98,3 +98,15 @@ def test_bad_input():
         laplacian_solve(log_p.expand(4, 3, 3), torch.zeros(2, 3))
     with pytest.raises(ValueError, match="log_p has the entry inf at row 0, column 1"):
         laplacian_logdet(torch.tensor([[0.0, torch.inf], [0.0, 0.0]]))
+
+
+def test_a_solution_that_overflows_is_refused():
+    log_p = log_sinkhorn(torch.eye(4, dtype=torch.float64) * 20)  # nearly the identity: x is 1e8 times b
+    b = torch.tensor([1.0, -1.0, 0.0, 0.0], dtype=torch.float64)
+    x = laplacian_solve(log_p, b * 1e290)
+    assert bool(x.isfinite().all())
+    assert float(x.abs().max()) > 1e297
+    with pytest.raises(ValueError, match="b of up to 1e\\+305 makes the solution overflow"):
+        laplacian_solve(log_p, b * 1e305)
+    with pytest.raises(ValueError, match="overflow in torch.float32"):
+        laplacian_solve(log_p, b.float() * 1e35)
