@@ -11,10 +11,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pyro_gs.ops.layout import DENSE, Dense
+
 SMALLEST = 192  # size from which iterations are cheaper than a factorization
 _EXACT = 1e-13  # residual of an accurate solution
 _EXACT_ITERATIONS = 40
 _LOWEST_RITZ, _LOWEST_DIAGONAL = 1e-2, 1e-4  # of a Laplacian on whose solution rounding leaves ten digits or more
+_CANDIDATE_ITERATIONS = 200
+_ALONE = 1e-15  # diagonal of a column that is tied to no other
 _CHECK_EVERY = 8  # iterations between looks of the host at a device
 
 
@@ -47,11 +51,12 @@ def conjugate_gradients(
     damping: Tensor | None = None,
     factor: Tensor | None = None,
     ritz: bool = False,
+    layout: Dense = DENSE,
 ) -> Solution:
     """Solve ``L x = right`` for right sides that sum to zero in every component.
 
     Args:
-        p: (b, n, n).
+        p: entries (b, n, w) of ``layout``.
         r: its row sums (b, n), None for ones.
         right: (b, k, n), as rows: a product with a few rows is several times faster than one with a few columns.
         tol: norm of the residual over that of the right side at which to stop, (b,).
@@ -59,14 +64,15 @@ def conjugate_gradients(
         damping: added to the diagonal, (b,).
         factor: Cholesky factor (b, n, n) of a similar Laplacian to precondition with, instead of the diagonal.
         ritz: whether the smallest Ritz value is wanted.
+        layout: of ``p``.
     """
     scale = None if r is None else (1 / r)[:, None, :]
-    weight = p.sum(-2)[:, None, :]
+    weight = layout.column_sums(p)[:, None, :]
     if damping is not None:
         weight = weight + damping[:, None, None]
     diagonal = weight
     if factor is None:
-        diagonal = weight - torch.linalg.vecdot(p, p if r is None else p / r[..., None], dim=-2)[:, None, :]
+        diagonal = weight - layout.column_products(p, p if r is None else p / r[..., None])[:, None, :]
     inverse = 1 / diagonal.clamp(min=1e-300)
     every = look_every(p.device, _CHECK_EVERY)
     x = torch.zeros_like(right)
@@ -81,8 +87,8 @@ def conjugate_gradients(
         beta = torch.zeros_like(new) if rho is None else new / rho.clamp(min=1e-300)
         direction = z if direction is None else torch.addcmul(z, beta, direction)
         rho = new
-        y = direction @ p.mT
-        applied = weight * direction - (y if scale is None else scale * y) @ p
+        y = layout.by_row(p, direction)
+        applied = weight * direction - layout.by_column(p, y if scale is None else scale * y)
         curvature = (direction * applied).sum(-1, keepdim=True)
         alpha = torch.where(curvature > 0, rho / curvature.clamp(min=1e-300), 0.0)
         x = torch.addcmul(x, alpha, direction)
@@ -125,6 +131,32 @@ def accurate_solution(p: Tensor, r: Tensor | None, right: Tensor, grounded: Tens
     tol = torch.full_like(right[:, 0], _EXACT)
     found = conjugate_gradients(p, r, torch.cat([right[:, None, :], probe], -2), tol, _EXACT_ITERATIONS, ritz=True)
     return found.x[:, 0], whole & found.converged & (found.lowest > _LOWEST_RITZ)
+
+
+def accurate_candidates(p: Tensor, r: Tensor | None, right: Tensor, layout: Dense) -> tuple[Tensor, Tensor]:
+    """As :func:`accurate_solution`, on the candidates of rows, where iterations are cheap and components may be many.
+
+    Args:
+        p: (b, n, k).
+        r: its row sums (b, n), None for ones.
+        right: (b, n), of sum zero in every component.
+        layout: of ``p``.
+
+    Returns:
+        Solutions (b, n), and where they are accurate, bool (b,).
+    """
+    diagonal = layout.column_sums(p) - layout.column_products(p, p if r is None else p / r[..., None])
+    alone = diagonal < _ALONE
+    right = right.masked_fill(alone, 0.0)
+    # of what the operator makes, so in its range whatever the components
+    probe = torch.cos(torch.arange(p.shape[1], dtype=p.dtype, device=p.device).square()).expand_as(right)[:, None, :]
+    y = layout.by_row(p, probe)
+    probe = layout.column_sums(p)[:, None, :] * probe - layout.by_column(p, y if r is None else y / r[:, None, :])
+    both = torch.cat([right[:, None, :], probe.masked_fill(alone[:, None, :], 0.0)], -2)
+    tol = torch.full_like(right[:, 0], _EXACT)
+    found = conjugate_gradients(p, r, both, tol, _CANDIDATE_ITERATIONS, ritz=True, layout=layout)
+    lowest = diagonal.masked_fill(alone, torch.inf).amin(-1)
+    return found.x[:, 0], found.converged & (found.lowest > _LOWEST_RITZ) & (lowest > _LOWEST_DIAGONAL)
 
 
 def _ritz(alpha: Tensor, beta: Tensor) -> Tensor:

@@ -16,14 +16,17 @@ _SHARE = 1e-4  # of the damping below which an entry is left out
 _ENTRIES, _TIES = 4, 16  # per row at most, so that the factors stay sparse
 
 
-def sparse_solution(p: Tensor, r: Tensor | None, right: Tensor, damping: float) -> Tensor | None:
+def sparse_solution(
+    p: Tensor, r: Tensor | None, right: Tensor, damping: float, columns: Tensor | None = None
+) -> Tensor | None:
     """Solve ``(L + damping) x = right`` for one matrix, or None if it is not sparse enough or not on the processor.
 
     Args:
-        p: (n, n).
+        p: (n, n), or (n, k) with ``columns``.
         r: its row sums (n,), None for ones.
         right: (k, n).
         damping: added to the diagonal.
+        columns: long (n, k), the column of each entry.
 
     Returns:
         Tensor of shape (k, n).
@@ -34,9 +37,10 @@ def sparse_solution(p: Tensor, r: Tensor | None, right: Tensor, damping: float) 
     kept = p > _SHARE * damping
     if int(kept.sum()) > _ENTRIES * n:
         return None
-    row, column = (index.numpy() for index in kept.nonzero(as_tuple=True))
+    row, column = kept.nonzero(as_tuple=True)
+    column = column if columns is None else columns[kept]
     value = (p if r is None else p * r.rsqrt()[:, None])[kept].numpy()
-    entries = csr_matrix((value, (row, column)), shape=(n, n))
+    entries = csr_matrix((value, (row.numpy(), column.numpy())), shape=(n, n))
     ties = (entries.T @ entries).tocsc()
     if ties.nnz > _TIES * n:
         return None
