@@ -17,8 +17,9 @@ SMALLEST = 192  # size from which iterations are cheaper than a factorization
 _EXACT = 1e-13  # residual of an accurate solution
 _EXACT_ITERATIONS = 40
 _LOWEST_RITZ, _LOWEST_DIAGONAL = 1e-2, 1e-4  # of a Laplacian on whose solution rounding leaves ten digits or more
-_CANDIDATE_ITERATIONS = 200
-_ALONE = 1e-15  # diagonal of a column that is tied to no other
+_CANDIDATE_ITERATIONS = 1000
+_LOWEST_CANDIDATE_RITZ = 1e-7  # products by differences keep the digits of weak ties
+_LONG = 64  # iterations from which a solver of tridiagonal matrices is quicker
 _CHECK_EVERY = 8  # iterations between looks of the host at a device
 
 
@@ -66,14 +67,11 @@ def conjugate_gradients(
         ritz: whether the smallest Ritz value is wanted.
         layout: of ``p``.
     """
-    scale = None if r is None else (1 / r)[:, None, :]
-    weight = layout.column_sums(p)[:, None, :]
-    if damping is not None:
-        weight = weight + damping[:, None, None]
-    diagonal = weight
+    laplacian = layout.laplacian(p, r)
+    inverse = torch.ones_like(right[:, :1])
     if factor is None:
-        diagonal = weight - layout.column_products(p, p if r is None else p / r[..., None])[:, None, :]
-    inverse = 1 / diagonal.clamp(min=1e-300)
+        diagonal = layout.diagonal(p, r)[:, None, :]
+        inverse = 1 / (diagonal if damping is None else diagonal + damping[:, None, None]).clamp(min=1e-300)
     every = look_every(p.device, _CHECK_EVERY)
     x = torch.zeros_like(right)
     residual = right
@@ -87,8 +85,9 @@ def conjugate_gradients(
         beta = torch.zeros_like(new) if rho is None else new / rho.clamp(min=1e-300)
         direction = z if direction is None else torch.addcmul(z, beta, direction)
         rho = new
-        y = layout.by_row(p, direction)
-        applied = weight * direction - layout.by_column(p, y if scale is None else scale * y)
+        applied = laplacian(direction)
+        if damping is not None:
+            applied = torch.addcmul(applied, damping[:, None, None], direction)
         curvature = (direction * applied).sum(-1, keepdim=True)
         alpha = torch.where(curvature > 0, rho / curvature.clamp(min=1e-300), 0.0)
         x = torch.addcmul(x, alpha, direction)
@@ -145,18 +144,12 @@ def accurate_candidates(p: Tensor, r: Tensor | None, right: Tensor, layout: Dens
     Returns:
         Solutions (b, n), and where they are accurate, bool (b,).
     """
-    diagonal = layout.column_sums(p) - layout.column_products(p, p if r is None else p / r[..., None])
-    alone = diagonal < _ALONE
-    right = right.masked_fill(alone, 0.0)
-    # of what the operator makes, so in its range whatever the components
     probe = torch.cos(torch.arange(p.shape[1], dtype=p.dtype, device=p.device).square()).expand_as(right)[:, None, :]
-    y = layout.by_row(p, probe)
-    probe = layout.column_sums(p)[:, None, :] * probe - layout.by_column(p, y if r is None else y / r[:, None, :])
-    both = torch.cat([right[:, None, :], probe.masked_fill(alone[:, None, :], 0.0)], -2)
+    probe = layout.laplacian(p, r)(probe)  # in the range of the operator, whatever the components
+    both = torch.cat([right[:, None, :], probe], -2).masked_fill(layout.diagonal(p, r)[:, None, :].isinf(), 0.0)
     tol = torch.full_like(right[:, 0], _EXACT)
     found = conjugate_gradients(p, r, both, tol, _CANDIDATE_ITERATIONS, ritz=True, layout=layout)
-    lowest = diagonal.masked_fill(alone, torch.inf).amin(-1)
-    return found.x[:, 0], found.converged & (found.lowest > _LOWEST_RITZ) & (lowest > _LOWEST_DIAGONAL)
+    return found.x[:, 0], found.converged & (found.lowest > _LOWEST_CANDIDATE_RITZ)
 
 
 def _ritz(alpha: Tensor, beta: Tensor) -> Tensor:
@@ -166,6 +159,12 @@ def _ritz(alpha: Tensor, beta: Tensor) -> Tensor:
     diagonal = inverse.clone()
     diagonal[..., 1:] += torch.where(stopped[..., 1:], 0.0, beta[..., 1:] * inverse[..., :-1])
     off = torch.where(stopped[..., 1:], 0.0, beta[..., 1:].clamp(min=0.0).sqrt() * inverse[..., :-1])
+    if alpha.shape[-1] > _LONG:
+        from scipy.linalg import eigvalsh_tridiagonal  # slow to load, so not with the package
+
+        pairs = zip(*(part.cpu().flatten(0, -2).numpy() for part in (diagonal, off)), strict=True)
+        found = [eigvalsh_tridiagonal(d, e, select="i", select_range=(0, 0))[0] for d, e in pairs]
+        return alpha.new_tensor(found).reshape(alpha.shape[:-1]).amin(-1)
     lanczos = torch.diag_embed(diagonal) + torch.diag_embed(off, 1) + torch.diag_embed(off, -1)
     lowest: Tensor = torch.linalg.eigvalsh(lanczos)[..., 0].amin(-1)
     return lowest

@@ -297,8 +297,7 @@ def _on_candidates(
     by_row = g.sum(-1) if r is None else g.sum(-1) / r
     right = layout.column_sums(g) - layout.by_column(p, by_row[:, None, :])[:, 0]
     b, good = accurate_candidates(p, r, right, layout)
-    pb = layout.by_row(p, b[:, None, :])[:, 0]
-    fit = (by_row - (pb if r is None else pb / r))[:, :, None] + layout.at_entries(b)
+    fit = by_row[:, :, None] + layout.apart(p, r)(b[:, None, :])[:, 0]
     out = fit if tangent is not None else p * fit
     bad = ~good
     if bool(bad.any()):

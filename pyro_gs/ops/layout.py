@@ -6,8 +6,12 @@ are (b, n, w): w = n with :data:`DENSE`, w = k with :class:`Sparse`, where a sum
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
+
+_NOTHING = 1e-290  # diagonal of a column that is tied to no other
 
 
 class Dense:
@@ -37,9 +41,20 @@ class Dense:
         """Sums (b, n) of entries along columns."""
         return p.sum(-2)
 
-    def column_products(self, p: Tensor, q: Tensor) -> Tensor:
-        """Sums (b, n) of ``p * q`` along columns."""
-        return torch.linalg.vecdot(p, q, dim=-2)
+    def laplacian(self, p: Tensor, r: Tensor | None) -> Callable[[Tensor], Tensor]:
+        """``x -> (diag(c) - P' diag(1/r) P) x`` for x (b, m, n); ``r`` are row sums (b, n), None for ones."""
+        scale = None if r is None else (1 / r)[:, None, :]
+        weight = p.sum(-2)[:, None, :]
+
+        def apply(x: Tensor) -> Tensor:
+            y = x @ p.mT
+            return weight * x - (y if scale is None else scale * y) @ p
+
+        return apply
+
+    def diagonal(self, p: Tensor, r: Tensor | None) -> Tensor:
+        """Diagonal (b, n) of the Laplacian."""
+        return p.sum(-2) - torch.linalg.vecdot(p, p if r is None else p / r[..., None], dim=-2)
 
     def column_logsumexp(self, z: Tensor) -> Tensor:
         """Logarithms (b, n) of sums of exponentials along columns."""
@@ -96,9 +111,38 @@ class Sparse(Dense):
         """Sums (b, n) of entries along columns."""
         return torch.zeros_like(p[..., 0]).scatter_add_(-1, self.columns.flatten(1), p.flatten(1))
 
-    def column_products(self, p: Tensor, q: Tensor) -> Tensor:
-        """Sums (b, n) of ``p * q`` along columns."""
-        return self.column_sums(p * q)
+    def laplacian(self, p: Tensor, r: Tensor | None) -> Callable[[Tensor], Tensor]:
+        """As of all entries, by differences to the largest entry of a row, so that weak ties keep their digits."""
+        apart = self.apart(p, r)
+        index = self.columns.flatten(1)[:, None, :]
+
+        def apply(x: Tensor) -> Tensor:
+            flow = (p[:, None] * apart(x)).flatten(-2)
+            return torch.zeros_like(x).scatter_add_(-1, index.expand(-1, x.shape[1], -1), flow)
+
+        return apply
+
+    def apart(self, p: Tensor, r: Tensor | None) -> Callable[[Tensor], Tensor]:
+        """``x -> x_j - sum_k P_ik x_k / r_i``, for x (b, m, n) at the entries, (b, m, n, k)."""
+        index = self.columns.flatten(1)[:, None, :]
+        top = self.columns.gather(-1, p.argmax(-1, keepdim=True))[..., 0][:, None, :]
+        share = (p if r is None else p / r[..., None])[:, None]
+
+        def apply(x: Tensor) -> Tensor:
+            count = x.shape[1]
+            e = x.gather(-1, index.expand(-1, count, -1)).unflatten(-1, p.shape[1:])
+            e = e - x.gather(-1, top.expand(-1, count, -1))[..., None]
+            return e - (share * e).sum(-1, keepdim=True)
+
+        return apply
+
+    def diagonal(self, p: Tensor, r: Tensor | None) -> Tensor:
+        """Diagonal (b, n) of the Laplacian, without subtraction; infinite for a column that is tied to no other."""
+        total = p.sum(-1, keepdim=True)
+        best = torch.zeros_like(p, dtype=torch.bool).scatter_(-1, p.argmax(-1, keepdim=True), True)
+        rest = torch.where(best, p.masked_fill(best, 0.0).sum(-1, keepdim=True), total - p)
+        out = self.column_sums(p * (rest if r is None else rest / r[..., None]))
+        return out.masked_fill(out < _NOTHING, torch.inf)
 
     def column_logsumexp(self, z: Tensor) -> Tensor:
         """Logarithms (b, n) of sums of exponentials along columns, of which none is empty."""
