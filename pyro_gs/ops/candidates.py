@@ -88,13 +88,17 @@ def to_dense(values: Tensor, candidates: Tensor, *, fill: float = 0.0) -> Tensor
         tensor([[0.5000, 0.5000],
                 [0.0000, 1.0000]])
     """
-    check_floating(_tensor(values, "values"), "values")
-    candidates = check_candidates(candidates, values.detach() != fill, "values")
-    batch, n = candidates.shape[:-2], candidates.shape[-2]
-    values = values.expand(candidates.shape)
+    values, candidates = _fitted(values, candidates, "values")
+    present = values.detach() != fill
+    _check_distinct(candidates, present)
+    return at_columns(values, candidates, present, fill=fill)
+
+
+def at_columns(values: Tensor, candidates: Tensor, allowed: Tensor, *, fill: float) -> Tensor:
+    """Matrices (..., n, n) of values (..., n, k) where allowed, of ``fill`` elsewhere."""
+    *batch, n, _ = values.shape
     out = torch.full((*batch, n, n + 1), fill, dtype=values.dtype, device=values.device)
-    place = torch.where(values.detach() != fill, candidates, n)  # padding goes to a column that is cut off
-    return out.scatter(-1, place, values)[..., :n]
+    return out.scatter(-1, torch.where(allowed, candidates, n), values)[..., :n]  # padding goes to what is cut off
 
 
 def log_sparse_sinkhorn(
@@ -141,22 +145,21 @@ def log_sparse_sinkhorn(
                 [0.3775, 0.6225],
                 [1.0000, 0.0000]])
     """
-    if not isinstance(temperature, Tensor):
-        check_temperature(temperature)
-    else:
+    if isinstance(temperature, Tensor):
         check_floating(temperature, "temperature")
+    else:
         check_temperature(temperature)
     check_options(tol, max_iter)
-    logits, candidates, support = check_problem(logits, candidates)
+    logits, candidates = _fitted(logits, candidates, "logits")
     if isinstance(temperature, Tensor) and temperature.dim():
         batch = broadcast_batch(temperature, logits)
         logits = logits.expand(*batch, *logits.shape[-2:])
-    assert support.allowed is not None  # of candidates
-    z = scaled_logits(logits.masked_fill(~support.allowed, -torch.inf), temperature)
-    check_overflow(z, z.detach())
+    z = scaled_logits(logits, temperature)
+    about = temperature.detach() if isinstance(temperature, Tensor) else temperature
     tol = default_tol(logits.dtype) if tol is None else tol
     found = scale(
-        z, support, tol=tol, max_iter=max_iter or 500, relative=False, layout=Sparse(candidates),
+        z, None, tol=tol, max_iter=max_iter or 500, relative=False, layout=Sparse(candidates),
+        checks=(functools.partial(_check_values, candidates=candidates), logits.detach(), about),
         report=functools.partial(warn_unconverged, tol),
     )  # fmt: skip
     return found.log_p.to(logits.dtype)
@@ -180,9 +183,9 @@ def sparse_sinkhorn(
     Example:
         >>> import torch
         >>> X = torch.tensor([[2.0, 0.0], [1.0, 0.0]])
-        >>> sparse_sinkhorn(X, torch.tensor([[0, 1], [0, 1]]), temperature=0.05)
-        tensor([[1.0000e+00, 4.5398e-05],
-                [4.5398e-05, 1.0000e+00]])
+        >>> sparse_sinkhorn(X, torch.tensor([[0, 1], [0, 1]]), temperature=0.5)
+        tensor([[0.7311, 0.2689],
+                [0.2689, 0.7311]])
     """
     return log_sparse_sinkhorn(logits, candidates, temperature=temperature, tol=tol, max_iter=max_iter).exp()
 
@@ -239,68 +242,78 @@ def best_candidates(logits: Tensor, candidates: Tensor, support: Support) -> Ten
     return torch.from_numpy(out).reshape(logits.shape[:-1]).to(logits.device)
 
 
-def check_problem(logits: Tensor, candidates: Tensor, *, warn: bool = True) -> tuple[Tensor, Tensor, Support]:
+def check_problem(logits: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor, Support]:
     """Logits and candidates of one shape (..., n, k), and the pairs that lie on a permutation.
 
     Raises:
         TypeError: ``logits`` not floating, ``candidates`` not of an integer dtype.
         ValueError: NaN, +inf, too large, columns that are no candidates, no permutation.
     """
-    check_floating(_tensor(logits, "logits"), "logits")
-    allowed = logits.detach() > -torch.inf
-    if logits.dim() >= 2:
-        check_entries(logits, "logits")
-        check_magnitude(logits, "logits")
-    candidates = check_candidates(candidates, allowed, "logits")
-    logits = logits.expand(candidates.shape)
-    return logits, candidates, find_candidate_support(logits.detach() > -torch.inf, candidates, warn=warn)
+    logits, candidates = _fitted(logits, candidates, "logits")
+    check_magnitude(logits, "logits")
+    return logits, candidates, _support(logits.detach(), candidates)
 
 
-def check_candidates(candidates: Tensor, allowed: Tensor, name: str) -> Tensor:
-    """Candidates as long, of the shape (..., n, k) that they and what they belong to broadcast to.
-
-    Args:
-        candidates: integers (..., n, k).
-        allowed: bool (..., n, k), which are no padding.
-        name: of what they belong to, for messages.
+def _fitted(values: Tensor, candidates: Tensor, name: str) -> tuple[Tensor, Tensor]:
+    """Both at the shape (..., n, k) that they broadcast to, candidates as long and in their range.
 
     Raises:
-        TypeError: no integers.
-        ValueError: another shape, a column out of range, or one twice in a row.
+        TypeError: values not floating, candidates no integers.
+        ValueError: shapes that do not fit, a column out of range.
     """
+    check_floating(_tensor(values, name), name)
     kind = _tensor(candidates, "candidates").dtype
     if kind == torch.bool or kind.is_floating_point or kind.is_complex:
         raise TypeError(f"candidates must have an integer dtype, but has {kind}")
-    if allowed.dim() < 2 or 0 in allowed.shape[-2:]:
-        raise ValueError(f"{name} must have shape (..., n, k) with n and k at least 1, but has {tuple(allowed.shape)}")
+    if values.dim() < 2 or 0 in values.shape[-2:]:
+        raise ValueError(f"{name} must have shape (..., n, k) with n and k at least 1, but has {tuple(values.shape)}")
     try:
-        if candidates.dim() < 2 or candidates.shape[-2:] != allowed.shape[-2:]:
+        if candidates.dim() < 2 or candidates.shape[-2:] != values.shape[-2:]:
             raise RuntimeError
-        shape = torch.broadcast_shapes(candidates.shape, allowed.shape)
+        shape = torch.broadcast_shapes(candidates.shape, values.shape)
     except RuntimeError:
         raise ValueError(
-            f"candidates of shape {tuple(candidates.shape)} do not fit {name} of shape {tuple(allowed.shape)}; expected "
+            f"candidates of shape {tuple(candidates.shape)} do not fit {name} of shape {tuple(values.shape)}; expected "
             "the same last two dimensions, and batch shapes that broadcast"
         ) from None
     n = shape[-2]
     outside = (candidates < 0) | (candidates >= n)
     if bool(outside.any()):
-        *item, row, place = first_position(outside)
+        *item, row, place = at = first_position(outside)
         raise ValueError(
-            f"candidates{describe(tuple(item))} has column {int(candidates[(*item, row, place)])} at row {row}, place "
+            f"candidates{describe(tuple(item))} has column {int(candidates[at])} at row {row}, place "
             f"{place}; expected 0 to {n - 1}, for padding too"
         )
-    candidates, allowed = candidates.long().expand(shape), allowed.expand(shape)
-    padding = n + torch.arange(shape[-1], device=candidates.device)
-    ranked = torch.where(allowed, candidates, padding).sort(-1).values
+    return values.expand(shape), candidates.long().expand(shape)
+
+
+def _check_distinct(candidates: Tensor, present: Tensor) -> None:
+    """Raise ``ValueError`` if a row has a column twice among those present; both of one shape (..., n, k)."""
+    n, k = candidates.shape[-2:]
+    padding = n + torch.arange(k, device=candidates.device)
+    ranked = torch.where(present, candidates, padding).sort(-1).values
     twice = ranked[..., 1:] == ranked[..., :-1]
     if bool(twice.any()):
-        *item, row, place = first_position(twice)
+        *item, row, _ = at = first_position(twice)
         raise ValueError(
-            f"candidates{describe(tuple(item))} has column {int(ranked[(*item, row, place)])} twice at row {row}; pad rows "
-            "by -inf in logits"
+            f"candidates{describe(tuple(item))} has column {int(ranked[at])} twice at row {row}; pad rows by -inf in logits"
         )
-    return candidates
+
+
+def _support(logits: Tensor, candidates: Tensor) -> Support:
+    """Look at entries; the pairs that lie on a permutation."""
+    check_entries(logits, "logits")
+    allowed = logits > -torch.inf
+    _check_distinct(candidates, allowed)
+    return find_candidate_support(allowed, candidates)
+
+
+def _check_values(z: Tensor, logits: Tensor, temperature: float | Tensor, *_: None, candidates: Tensor) -> Support:
+    """As :func:`check_problem`, of what a transformation shows inside the solver only."""
+    check_temperature(temperature)
+    support = _support(logits, candidates.expand(logits.shape))
+    check_overflow(z, logits)
+    return support
 
 
 def _tensor(value: Tensor, name: str) -> Tensor:

@@ -507,7 +507,8 @@ def scale(
 
     With ``relative`` the smallest entries are made exact too, which a density needs and an average does not. Column
     potentials that are right to ``tol`` already may be given as ``start``. Instead of a support, ``checks`` gives a
-    function that makes one, with the logits and the temperature that it looks at. Of candidates ``relative`` is not to be had.
+    function that makes one, with the logits and the temperature that it looks at.
+    ``relative`` is not to be had with candidates.
     """
     refuse_nested_forward_mode()
     if support is not None:  # found before, from values

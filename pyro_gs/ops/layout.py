@@ -54,7 +54,8 @@ class Dense:
 
     def diagonal(self, p: Tensor, r: Tensor | None) -> Tensor:
         """Diagonal (b, n) of the Laplacian."""
-        return p.sum(-2) - torch.linalg.vecdot(p, p if r is None else p / r[..., None], dim=-2)
+        out: Tensor = p.sum(-2) - torch.linalg.vecdot(p, p if r is None else p / r[..., None], dim=-2)
+        return out
 
     def column_logsumexp(self, z: Tensor) -> Tensor:
         """Logarithms (b, n) of sums of exponentials along columns."""
@@ -100,7 +101,8 @@ class Sparse(Dense):
     def by_row(self, p: Tensor, x: Tensor) -> Tensor:
         """Products ``P x`` with values (b, m, n) of columns, (b, m, n)."""
         index = self.columns.flatten(1)[:, None, :].expand(-1, x.shape[1], -1)
-        return (x.gather(-1, index).unflatten(-1, self.columns.shape[-2:]) * p[:, None]).sum(-1)
+        out: Tensor = (x.gather(-1, index).unflatten(-1, self.columns.shape[-2:]) * p[:, None]).sum(-1)
+        return out
 
     def by_column(self, p: Tensor, y: Tensor) -> Tensor:
         """Products ``P' y`` with values (b, m, n) of rows, (b, m, n)."""
@@ -130,7 +132,7 @@ class Sparse(Dense):
 
         def apply(x: Tensor) -> Tensor:
             count = x.shape[1]
-            e = x.gather(-1, index.expand(-1, count, -1)).unflatten(-1, p.shape[1:])
+            e: Tensor = x.gather(-1, index.expand(-1, count, -1)).unflatten(-1, p.shape[1:])
             e = e - x.gather(-1, top.expand(-1, count, -1))[..., None]
             return e - (share * e).sum(-1, keepdim=True)
 

@@ -73,9 +73,7 @@ class Newton:
         iterations: steps taken (b,).
     """
 
-    def __init__(
-        self, z: Tensor, r: Tensor, c: Tensor, tol: float, max_iter: int, layout: Dense = DENSE
-    ) -> None:
+    def __init__(self, z: Tensor, r: Tensor, c: Tensor, tol: float, max_iter: int, layout: Dense = DENSE) -> None:
         self.layout = layout
         self.z, self.r, self.c, self.tol, self.max_iter = z, r, c, _SHARE_OF_TOL * tol, max_iter
         self.unit = bool((r == 1).all())
@@ -248,7 +246,8 @@ class Newton:
             return out
         every = bool(hard.all())
         pick: Tensor | slice = slice(None) if every else hard
-        items, p, right, damping, layout = items[pick], p[pick], right[pick], damping[pick], layout if every else layout.take(pick)
+        items, p, right, damping = items[pick], p[pick], right[pick], damping[pick]
+        layout = layout if every else layout.take(hard)
         r = None if r is None else r[pick]
         old = self.has_factor[items] & (error[pick] < _REUSE_ERROR) & (n >= _REUSE)
         solved = torch.zeros_like(old)

@@ -66,6 +66,7 @@ def scaled_logits(logits: Tensor, temperature: float | Tensor, noise: Tensor | N
 
 
 def check_options(tol: float | None, max_iter: int | None, num_iters: int | None = None) -> None:
+    """Raise ``ValueError`` for a bad tolerance, cap or number of sweeps."""
     if tol is not None and (isinstance(tol, bool) or not isinstance(tol, (int, float)) or not 0 < tol < math.inf):
         raise ValueError(f"tol must be positive and finite, but is {tol}")
     for name, value in (("max_iter", max_iter), ("num_iters", num_iters)):

@@ -207,8 +207,8 @@ def find_candidate_support(allowed: Tensor, columns: Tensor, *, warn: bool = Tru
         warn_user(f"{text}; they are forbidden from here on", SupportWarning)
     vector = allowed.shape[:-1]
     shapes = (allowed.shape, vector, vector, vector)
-    parts = (torch.from_numpy(part).reshape(shape) for part, shape in zip((masks, rows, ends, first), shapes, strict=True))
-    return Support(allowed.shape, *(part.to(allowed.device) for part in parts))
+    tensors = (torch.from_numpy(part).reshape(shape) for part, shape in zip((masks, rows, ends, first), shapes, strict=True))
+    return Support(allowed.shape, *(part.to(allowed.device) for part in tensors))
 
 
 def unravel(item: int, batch_shape: torch.Size) -> tuple[int, ...]:
