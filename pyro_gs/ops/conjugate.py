@@ -142,8 +142,10 @@ def accurate_candidates(p: Tensor, r: Tensor | None, right: Tensor, layout: Dens
         layout: of ``p``.
 
     Returns:
-        Solutions (b, n), and where they are accurate, bool (b,).
+        Solutions (b, n), and where they are accurate, bool (b,): nowhere for matrices that are better factored at once.
     """
+    if p.shape[1] < SMALLEST:
+        return right, torch.zeros(len(p), dtype=torch.bool, device=p.device)
     probe = torch.cos(torch.arange(p.shape[1], dtype=p.dtype, device=p.device).square()).expand_as(right)[:, None, :]
     probe = layout.laplacian(p, r)(probe)  # in the range of the operator, whatever the components
     both = torch.cat([right[:, None, :], probe], -2).masked_fill(layout.diagonal(p, r)[:, None, :].isinf(), 0.0)

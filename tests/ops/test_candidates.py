@@ -38,6 +38,7 @@ CASES = {
     "all pairs": (lambda: torch.randn(2, 5, 5), 0.3),
     "one row": (lambda: torch.zeros(1, 1), 1.0),
     "large, cold": (lambda: problem(250, 6), 0.05),
+    "large components": (lambda: torch.block_diag(*(blocks().exp() for _ in range(30))).log(), 0.3),
 }
 
 
@@ -78,8 +79,11 @@ def test_the_gradient_is_the_dense_one(case):
     assert torch.allclose(found, want, atol=1e-8)
 
 
+@pytest.mark.parametrize("smallest", [1, 192])
 @with_cases("small", "components")
-def test_derivatives_against_finite_differences(case):
+def test_derivatives_against_finite_differences(case, smallest, monkeypatch):
+    for module in ("newton", "conjugate"):  # from which size conjugate gradients are taken
+        monkeypatch.setattr(f"pyro_gs.ops.{module}.SMALLEST", smallest)
     x, temperature = case
     logits, candidates = to_sparse(x)
     forbidden = logits == -torch.inf
