@@ -6,18 +6,22 @@ product of two matrices and a factorization otherwise.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from pyro_gs.ops.layout import DENSE, Dense
+from pyro_gs.ops.layout import DENSE, Dense, Sparse
+from pyro_gs.ops.sparse import nearly_inverse
 
 SMALLEST = 192  # size from which iterations are cheaper than a factorization
 _EXACT = 1e-13  # residual of an accurate solution
 _EXACT_ITERATIONS = 40
 _LOWEST_RITZ, _LOWEST_DIAGONAL = 1e-2, 1e-4  # of a Laplacian on whose solution rounding leaves ten digits or more
-_CANDIDATE_ITERATIONS = 1000
+_CANDIDATE_ITERATIONS = 200
+_REFINEMENTS, _REFINED_ERROR = 5, 100.0  # steps, and how much more is left after them than after conjugate gradients
+_ROUNDED = 1e-15  # of a right side that is the difference of two
 _LOWEST_CANDIDATE_RITZ = 1e-7  # products by differences keep the digits of weak ties
 _LONG = 64  # iterations from which a solver of tridiagonal matrices is quicker
 _CHECK_EVERY = 8  # iterations between looks of the host at a device
@@ -132,26 +136,59 @@ def accurate_solution(p: Tensor, r: Tensor | None, right: Tensor, grounded: Tens
     return found.x[:, 0], whole & found.converged & (found.lowest > _LOWEST_RITZ)
 
 
-def accurate_candidates(p: Tensor, r: Tensor | None, right: Tensor, layout: Dense) -> tuple[Tensor, Tensor]:
+def accurate_candidates(p: Tensor, r: Tensor | None, gained: Tensor, lost: Tensor, layout: Sparse) -> tuple[Tensor, Tensor]:
     """As :func:`accurate_solution`, on the candidates of rows, where iterations are cheap and components may be many.
+
+    Items on which the diagonal does not precondition well enough are factored.
 
     Args:
         p: (b, n, k).
         r: its row sums (b, n), None for ones.
-        right: (b, n), of sum zero in every component.
+        gained: (b, n); the right side is its difference to ``lost``.
+        lost: (b, n); a residual that is the rounding of both is none.
         layout: of ``p``.
 
     Returns:
         Solutions (b, n), and where they are accurate, bool (b,): nowhere for matrices that are better factored at once.
     """
+    right = gained - lost
     if p.shape[1] < SMALLEST:
         return right, torch.zeros(len(p), dtype=torch.bool, device=p.device)
     probe = torch.cos(torch.arange(p.shape[1], dtype=p.dtype, device=p.device).square()).expand_as(right)[:, None, :]
     probe = layout.laplacian(p, r)(probe)  # in the range of the operator, whatever the components
     both = torch.cat([right[:, None, :], probe], -2).masked_fill(layout.diagonal(p, r)[:, None, :].isinf(), 0.0)
-    tol = torch.full_like(right[:, 0], _EXACT)
+    size, of_right = (torch.linalg.vector_norm(x, dim=-1) for x in (gained.abs() + lost.abs(), right))
+    tol = (_ROUNDED * size / of_right.clamp(min=1e-300)).clamp(min=_EXACT)
     found = conjugate_gradients(p, r, both, tol, _CANDIDATE_ITERATIONS, ritz=True, layout=layout)
-    return found.x[:, 0], found.converged & (found.lowest > _LOWEST_CANDIDATE_RITZ)
+    x, good = found.x[:, 0], found.converged & (found.lowest > _LOWEST_CANDIDATE_RITZ)
+    for item in (~good).nonzero()[:, 0].tolist():
+        here = slice(item, item + 1)
+        sums = None if r is None else r[here]
+        solve = nearly_inverse(p[item], None if sums is None else sums[0], layout.columns[item])
+        if solve is not None:
+            part = layout.take(torch.tensor([item], device=p.device))
+            found_here, error = _refined(part.laplacian(p[here], sums), solve, both[here])
+            x[here], good[here] = found_here[:, 0], error <= _REFINED_ERROR * tol[item]
+    return x, good
+
+
+def _refined(
+    laplacian: Callable[[Tensor], Tensor], solve: Callable[[Tensor], Tensor], right: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Solutions (1, k, n) by steps with what is nearly the inverse, and the largest residual over its right side.
+
+    Steps end where the residual stops falling: on weak ties solutions are large, and their rounding is the floor.
+    """
+    x, residual = torch.zeros_like(right), right
+    error = torch.ones_like(right[..., :1])
+    size = torch.linalg.vector_norm(right, dim=-1, keepdim=True).clamp(min=1e-300)
+    for _ in range(_REFINEMENTS):
+        new = x + solve(residual[0])[None]
+        left = right - laplacian(new)
+        new_error = torch.linalg.vector_norm(left, dim=-1, keepdim=True) / size
+        better = new_error < error
+        x, residual, error = (torch.where(better, a, b) for a, b in ((new, x), (left, residual), (new_error, error)))
+    return x, error.amax()
 
 
 def _ritz(alpha: Tensor, beta: Tensor) -> Tensor:

@@ -295,8 +295,8 @@ def _on_candidates(
     p, forbidden = log_p.exp(), log_p == -torch.inf
     g = g.masked_fill(forbidden, 0.0)
     by_row = g.sum(-1) if r is None else g.sum(-1) / r
-    right = layout.column_sums(g) - layout.by_column(p, by_row[:, None, :])[:, 0]
-    b, good = accurate_candidates(p, r, right, layout)
+    gained, lost = layout.column_sums(g), layout.by_column(p, by_row[:, None, :])[:, 0]
+    b, good = accurate_candidates(p, r, gained, lost, layout)
     fit = by_row[:, :, None] + layout.apart(p, r)(b[:, None, :])[:, 0]
     out = fit if tangent is not None else p * fit
     bad = ~good

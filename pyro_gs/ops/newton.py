@@ -42,7 +42,7 @@ _REUSE_ITERATIONS = 8  # for so many iterations
 _SINGLE = 16  # size from which weights are multiplied out in float32
 _SHARE_OF_TOL = 0.9  # what is left is for rounding of the result to its dtype
 _LONGEST_STEP = 30.0  # of a potential in one step, so that exp() of it is harmless
-_SPARSE_ITERATIONS = 1000  # of conjugate gradients on candidates
+_SPARSE_ITERATIONS = 100  # of conjugate gradients on candidates
 _PATIENCE = 40  # steps without progress that show the rounding of an item's own logits
 _PATIENCE_ROUNDED = 5  # and that of potentials that may be it
 # Points that are tried: on the Newton direction, and on the balanced one.

@@ -8,6 +8,7 @@ from torch.func import jvp, vmap
 import pyro_gs as pgs
 from pyro_gs import log_sinkhorn, log_sparse_sinkhorn, sinkhorn, sparse_matching, sparse_sinkhorn, to_dense, to_sparse
 from pyro_gs.ops.layout import Sparse
+from pyro_gs.ops.sparse import nearly_inverse
 
 pytestmark = pytest.mark.usefixtures("float64_only")
 
@@ -115,11 +116,12 @@ def test_gradient_in_the_temperature():
     assert torch.autograd.gradcheck(operator, temperature)
 
 
+def refuse(*_):
+    raise AssertionError("a dense matrix")
+
+
 @pytest.mark.parametrize("temperature", [1.0, 0.1, 0.03])
 def test_nothing_is_made_dense(temperature, monkeypatch):
-    def refuse(*_):
-        raise AssertionError("a dense matrix")
-
     monkeypatch.setattr(Sparse, "dense", refuse)
     logits, candidates = to_sparse(problem(400, 8))
     logits.requires_grad_()
@@ -132,11 +134,16 @@ def test_nothing_is_made_dense(temperature, monkeypatch):
     assert torch.zeros(400).scatter_add(0, candidates.flatten(), logits.grad.flatten()).abs().max() < 1e-9
 
 
-def test_where_conjugate_gradients_do_not_end_the_matrix_is_made_dense(monkeypatch):
+@pytest.mark.parametrize("ties", [0, 200])
+def test_where_conjugate_gradients_do_not_end_the_matrix_is_factored(ties, monkeypatch):
+    """As a sparse one, or with no ties let, as a dense one."""
     monkeypatch.setattr("pyro_gs.ops.newton._SPARSE_ITERATIONS", 1)
     monkeypatch.setattr("pyro_gs.ops.conjugate._CANDIDATE_ITERATIONS", 1)
+    monkeypatch.setattr("pyro_gs.ops.sparse._CANDIDATE_TIES", ties)
     x = problem(200, 5)
     logits, candidates = to_sparse(x)
+    if ties:
+        monkeypatch.setattr(Sparse, "dense", refuse)
     free = logits.requires_grad_()
     p = sparse_sinkhorn(free, candidates, temperature=0.2)
     (found,) = torch.autograd.grad(p.square().sum(), free)
@@ -171,6 +178,23 @@ def test_pairs_on_no_permutation_are_dropped():
     with pytest.warns(pgs.SupportWarning, match="row 0, column 1, which lies on no permutation"):
         found = log_sparse_sinkhorn(logits, candidates)
     assert found[0].tolist() == [0.0, -torch.inf]
+
+
+def test_chains_of_weak_ties(monkeypatch):
+    """Rows that take from their neighbours alone, cold: solutions are large and conjugate gradients do not end."""
+    used = []
+    monkeypatch.setattr("pyro_gs.ops.conjugate.nearly_inverse", lambda *args: used.append(True) or nearly_inverse(*args))
+    distance = (torch.arange(300)[:, None] - torch.arange(300)).abs()
+    x = (2 * torch.randn(300, 300) - distance).masked_fill(distance > 3, -torch.inf)
+    logits, candidates = to_sparse(x)
+    weight = torch.randn(300, 300)
+    (found,) = torch.autograd.grad(
+        (to_dense(sparse_sinkhorn(logits.requires_grad_(), candidates, temperature=0.05), candidates) * weight).sum(), logits
+    )
+    assert used
+    (want,) = torch.autograd.grad((sinkhorn(x.requires_grad_(), temperature=0.05) * weight).sum(), x)
+    allowed = logits > -torch.inf
+    assert torch.allclose(found[allowed], want.gather(-1, candidates)[allowed], atol=1e-8)
 
 
 # --- matchings
