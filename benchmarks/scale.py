@@ -2,11 +2,11 @@
 
 PYTHONPATH=. python benchmarks/scale.py
 
-Every series is timed at a few sizes (processor time of one thread, float64, fastest of the repeats); its exponent is the
-slope of a least-squares line through the logarithms of the upper half of the sizes and one more. Exponents and the times at
-the largest sizes are carried on to n = 10,000, J = 1,000 and T = 10^6. The evidence is that of the C. elegans tutorial with
-W integrated out, on a random network of eight parents a neuron. A guide step is a draw of J matrices, the evidence, the KL to
-the prior and the backward pass.
+Every series is timed at a few sizes (processor time of one thread, float64, fastest of the repeats); its exponent is
+the slope of a least-squares line through the logarithms of the upper half of the sizes and one more. Exponents and the
+times at the largest sizes are carried on to n = 10,000, J = 1,000 and T = 10^6. The evidence is that of the C. elegans
+tutorial with W integrated out, on a random network of eight parents a neuron. A guide step is a draw of J matrices, the
+evidence, the KL to the prior and the backward pass.
 """
 
 from __future__ import annotations

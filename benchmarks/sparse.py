@@ -5,8 +5,9 @@ python benchmarks/sparse.py
 Rows are points of a cube, moved a little, columns the points; each row may take the k nearest. Logits are minus the
 distance over the movement, with Gumbel noise for the operator. Both see the same noise, take turns, and are compared:
 values and gradients have to agree. ``draw`` is the operator at noisy logits, ``gradient`` that and a backward pass,
-``step`` what an SVI step does (make both laws, draw, Gaussian likelihood of the items, KL of the noise, backward), ``matching`` the hard
-matching. Seconds are processor time of one thread. Memory is the growth of the peak of a process of its own over a step.
+``step`` what an SVI step does (make both laws, draw, Gaussian likelihood of the items, KL of the noise, backward),
+``matching`` the hard matching. Seconds are processor time of one thread. Memory is the growth of the peak of a process
+of its own over a step.
 """
 
 from __future__ import annotations

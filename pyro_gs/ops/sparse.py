@@ -82,9 +82,9 @@ def nearly_inverse(p: Tensor, r: Tensor | None, columns: Tensor) -> Callable[[Te
     one, other, weight = one[strong], other[strong], weight[strong]
     if len(weight) > _CANDIDATE_TIES * n:
         return None
-    total = np.bincount(one, weight, minlength=n) * (1 + _SHIFT)
-    total[total == 0] = 1.0  # tied to no other, and right sides are zero there
-    factor = _factored(csr_matrix((weight, (one, other)), shape=(n, n)), total)
+    diagonal = np.bincount(one, weight, minlength=n) * (1 + _SHIFT)
+    diagonal[diagonal == 0] = 1.0  # tied to no other, and right sides are zero there
+    factor = _factored(csr_matrix((weight, (one, other)), shape=(n, n)), diagonal)
 
     def solve(right: Tensor) -> Tensor:
         return torch.from_numpy(factor.solve(right.T.cpu().numpy().copy())).T.to(device)
