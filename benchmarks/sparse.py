@@ -126,6 +126,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Options."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--repeats", type=int, default=3, help="timings a cell (default: 3)")
+    parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, metavar="N", help="rows (default: 500 1000 2000)")
     parser.add_argument("--quick", action="store_true", help="smoke test; writes figures only where --out says")
     parser.add_argument("--out", type=Path, help="where the csv goes (default: results/sparse.csv beside the script)")
     parser.add_argument("--memory", nargs=4, metavar=("N", "K", "TEMPERATURE", "METHOD"), help=argparse.SUPPRESS)
@@ -146,7 +147,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"k = {K} candidates a row, float64, one thread, torch {torch.__version__}\n")
     print("| n | temperature | what | dense s | sparse s | ratio | dense MB | sparse MB | largest difference |")
     print("| --- " * 9 + "|")
-    for n in QUICK if args.quick else SIZES:
+    for n in QUICK if args.quick else args.sizes:
         k = min(K, n // 3)
         scene = Scene(n, k)
         for temperature in TEMPERATURES:
