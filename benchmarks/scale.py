@@ -168,7 +168,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     print("| operation | timed at | seconds | exponent | carried on to | seconds there |")
     print("| --- " * 6 + "|")
     for series in SERIES:
-        sizes = tuple(max(4, size // 20) for size in series.sizes[:2]) if args.quick else series.sizes
+        small = max(10, series.sizes[0] // 20)
+        sizes = (small, 2 * small) if args.quick else series.sizes
         if args.quick and "candidates" in series.operation:
             sizes = (60, 90)
         times = [seconds(series.make(size), args.repeats) for size in sizes]
