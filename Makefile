@@ -71,6 +71,8 @@ bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/guide_proposal.py
 	$(BIN)/python benchmarks/objectives.py
 	$(BIN)/python benchmarks/temperature_check.py
+	$(BIN)/python benchmarks/sparse.py
+	PYTHONPATH=. $(BIN)/python benchmarks/scale.py
 
 # long runs: hostile inputs by the thousand, then memory, drift and cold temperatures
 soak: $(VENV)/.installed

@@ -14,6 +14,7 @@ from pyro_gs.distributions.matching_integral import EstimateWarning
 from pyro_gs.distributions.plackett_luce import PlackettLuce
 from pyro_gs.distributions.relaxed_plackett_luce import RelaxedPlackettLuce
 from pyro_gs.distributions.rounding import RoundingPermutation
+from pyro_gs.distributions.sparse_gumbel_sinkhorn import SparseGumbelSinkhorn
 from pyro_gs.distributions.stick_breaking import StickBreakingPermutation
 from pyro_gs.distributions.straight_through import GumbelSinkhornStraightThrough
 from pyro_gs.distributions.transforms import RoundingTransform, StickBreakingTransform
@@ -47,6 +48,7 @@ from pyro_gs.infer.mcmc.rounding import RoundedPosterior, round_samples
 from pyro_gs.infer.mcmc.swap_metropolis import SwapMetropolis
 from pyro_gs.infer.mcmc.swaps import Swaps
 from pyro_gs.infer.restarts import PartialRestarts
+from pyro_gs.ops.candidates import log_sparse_sinkhorn, sparse_matching, sparse_sinkhorn, to_dense, to_sparse
 from pyro_gs.ops.implicit import SinkhornSolution, SinkhornWarning
 from pyro_gs.ops.laplacian import laplacian_logdet, laplacian_solve
 from pyro_gs.ops.matching import matching, to_index, to_matrix
@@ -98,6 +100,7 @@ __all__ = [
     "RoundingTransform",
     "SinkhornSolution",
     "SinkhornWarning",
+    "SparseGumbelSinkhorn",
     "StickBreakingPermutation",
     "StickBreakingTransform",
     "SupportWarning",
@@ -122,6 +125,7 @@ __all__ = [
     "log_permanent",
     "log_permanent_bounds",
     "log_sinkhorn",
+    "log_sparse_sinkhorn",
     "matching",
     "monte_carlo_kl",
     "nn",
@@ -138,9 +142,13 @@ __all__ = [
     "saturation",
     "sinkhorn",
     "solve_sinkhorn",
+    "sparse_matching",
+    "sparse_sinkhorn",
     "summary",
     "tightened_kl",
+    "to_dense",
     "to_index",
     "to_matrix",
+    "to_sparse",
     "unpad",
 ]

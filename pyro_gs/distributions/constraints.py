@@ -1,4 +1,4 @@
-"""Constraints for relaxed and hard permutations, with ``event_dim = 2``; the first two are aware of forbidden pairs."""
+"""Constraints for relaxed and hard permutations, with ``event_dim = 2``; all but the last know of forbidden pairs."""
 
 from __future__ import annotations
 
@@ -49,6 +49,38 @@ class DoublyStochastic(Constraint):
 
     def __repr__(self) -> str:
         return "DoublyStochastic()" if self.allowed is None else f"DoublyStochastic(allowed={tuple(self.allowed.shape)})"
+
+
+class SparseDoublyStochastic(Constraint):
+    """Entries, at the candidates of each row, of doubly stochastic matrices; tolerances are those of the dense ones.
+
+    Args:
+        candidates: long, shape (..., n, k), the column of each entry.
+        allowed: bool, shape (..., n, k); entries outside must be exactly zero.
+    """
+
+    is_discrete = False
+    event_dim = 2
+
+    def __init__(self, candidates: Tensor, allowed: Tensor) -> None:
+        self.candidates = candidates
+        self.allowed = allowed
+        super().__init__()
+
+    def check(self, value: Tensor) -> Tensor:
+        """Bool of the batch shape of ``value`` (broadcast with that of ``candidates``)."""
+        tolerance = _tolerance(value)
+        shape = torch.broadcast_shapes(value.shape, self.candidates.shape)
+        value = plain(value).expand(shape)
+        index = self.candidates.expand(shape).flatten(-2)
+        columns = torch.zeros_like(value[..., 0]).scatter_add(-1, index, value.flatten(-2))
+        good = ((value >= 0) & ((value == 0) | self.allowed)).all(-1).all(-1)
+        for sums in (value.sum(-1), columns):
+            good = good & ((sums - 1).abs() <= tolerance).all(-1)
+        return good
+
+    def __repr__(self) -> str:
+        return f"SparseDoublyStochastic(candidates={tuple(self.candidates.shape)})"
 
 
 class Permutation(Constraint):
@@ -150,7 +182,7 @@ def _no_transform(constraint: Constraint) -> NoReturn:
     )
 
 
-for _kind in (Permutation, PartialMatching, UnimodalRowStochastic):
+for _kind in (Permutation, PartialMatching, SparseDoublyStochastic, UnimodalRowStochastic):
     biject_to.register(_kind, _no_transform)
     transform_to.register(_kind, _no_transform)
 

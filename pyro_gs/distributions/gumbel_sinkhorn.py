@@ -17,6 +17,7 @@ from pyro_gs.distributions.relaxed import RelaxedPermutation, log_of, plain
 from pyro_gs.ops.gumbel import gumbel_noise
 from pyro_gs.ops.implicit import scale
 from pyro_gs.ops.laplacian import component_logdet
+from pyro_gs.ops.layout import DENSE, Dense
 from pyro_gs.ops.logits import (
     broadcast_batch,
     cast_temperature,
@@ -272,13 +273,15 @@ def _exact_log(z: Tensor, support: Support, v: Tensor, tol: float) -> Tensor:
     return scale(z, support, tol=tol, max_iter=_MAX_ITER, relative=True, start=v).log_p
 
 
-def allowed_counts(support: Support, like: Tensor) -> tuple[Tensor, Tensor]:
+def allowed_counts(support: Support, like: Tensor, layout: Dense = DENSE) -> tuple[Tensor, Tensor]:
     """Number of allowed entries in every row and in every column, float64, (..., n) each."""
     if support.allowed is None:
         n = float(support.shape[-1])
         full = torch.full(support.shape[:-1], n, dtype=torch.float64, device=like.device)
         return full, full
-    return support.allowed.sum(-1).double(), support.allowed.sum(-2).double()
+    n, w = support.shape[-2:]
+    columns = layout.flat(support.shape[:-2]).column_sums(support.allowed.double().reshape(-1, n, w))
+    return support.allowed.sum(-1).double(), columns.reshape(support.shape[:-1])
 
 
 def _dual_terms(log_k: Tensor, support: Support, num_particles: int) -> tuple[Tensor, Tensor]:

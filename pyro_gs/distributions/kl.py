@@ -4,6 +4,7 @@ r"""Kullback-Leibler divergences between laws of permutations, each with its sta
 | --- | --- | --- |
 | GumbelSinkhorn, GumbelSinkhorn | :func:`tightened_kl`, registered | upper bound, minimised over the gauge |
 | GumbelSinkhorn, GumbelSinkhorn | :func:`gumbel_noise_kl` | upper bound (the paper's) |
+| SparseGumbelSinkhorn, SparseGumbelSinkhorn | both, the first registered | the same |
 | GumbelMatching, GumbelMatching or uniform | :func:`gumbel_matching_kl`, registered | upper bound |
 | Gibbs or uniform, Gibbs or uniform | :func:`gibbs_kl`, registered | exact up to 20 rows in a component |
 | Plackett-Luce, Mallows | :mod:`pyro_gs.distributions.ranking_kl`, registered | exact (Plackett-Luce to 16 items) |
@@ -11,6 +12,8 @@ r"""Kullback-Leibler divergences between laws of permutations, each with its sta
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple, TypeVar
 
 import torch
 from pyro.distributions import TorchDistribution
@@ -21,36 +24,67 @@ from pyro_gs.distributions.gibbs_permutation import GibbsPermutation
 from pyro_gs.distributions.gumbel_matching import GumbelMatching
 from pyro_gs.distributions.gumbel_sinkhorn import GumbelSinkhorn, allowed_counts
 from pyro_gs.distributions.ranking_kl import joint_batch
+from pyro_gs.distributions.sparse_gumbel_sinkhorn import SparseGumbelSinkhorn
 from pyro_gs.distributions.uniform_permutation import UniformPermutation
 from pyro_gs.ops.batching import unexpanded
 from pyro_gs.ops.implicit import check_resolved, scale
+from pyro_gs.ops.layout import DENSE, Dense, Sparse
 from pyro_gs.ops.logits import check_count
 from pyro_gs.ops.permanent import log_normalizer, marginals
 from pyro_gs.ops.sinkhorn import default_tol
+from pyro_gs.ops.support import Support, find_candidate_support, find_support
 
 _EULER = 0.5772156649015329
 
 
-def _pair(q: GumbelSinkhorn, p: GumbelSinkhorn) -> tuple[Tensor, Tensor, Tensor, GumbelSinkhorn, torch.Size]:
-    """Difference of logits, both temperatures, the smallest law with their support, and the full batch shape."""
+_Relaxed = TypeVar("_Relaxed", GumbelSinkhorn, SparseGumbelSinkhorn)
+
+
+class _Pair(NamedTuple):
+    """Two laws over the same entries.
+
+    Attributes:
+        d: difference of logits in units of the noise of ``p``, (..., n, w); of no meaning outside the support.
+        t, t0: temperatures of ``q`` and ``p``, (...).
+        support: of both, at the smallest batch shape.
+        layout: of the entries.
+        batch: the full batch shape.
+    """
+
+    d: Tensor
+    t: Tensor
+    t0: Tensor
+    support: Support
+    layout: Dense
+    batch: torch.Size
+
+
+def _pair(q: _Relaxed, p: _Relaxed) -> _Pair:
     batch = joint_batch(q, p)
+    if isinstance(q, SparseGumbelSinkhorn) != isinstance(p, SparseGumbelSinkhorn):
+        raise TypeError(f"q and p must both be dense or both sparse, but are {type(q).__name__} and {type(p).__name__}")
     t, t0 = (unexpanded(law.temperature.double(), 0) for law in (q, p))
     x, x0 = (unexpanded(law.logits.double(), 2) for law in (q, p))
     small = torch.broadcast_shapes(t.shape, t0.shape, x.shape[:-2], x0.shape[:-2])
     t, t0 = t.expand(small), t0.expand(small)
     x, x0 = x.expand(small + x.shape[-2:]), x0.expand(small + x0.shape[-2:])
     finite = x > -torch.inf
-    law = GumbelSinkhorn(1.0, torch.where(finite, 0.0, -torch.inf), validate_args=False)
     d = (t0 / t)[..., None, None] * torch.where(finite, x, 0.0) - torch.where(finite & (x0 > -torch.inf), x0, 0.0)
-    return d, t, t0, law, batch
+    if isinstance(q, SparseGumbelSinkhorn) and isinstance(p, SparseGumbelSinkhorn):
+        candidates, other = (unexpanded(law.candidates, 2) for law in (q, p))
+        if bool(((candidates != other) & (finite | (x0 > -torch.inf))).any()):
+            raise ValueError("q and p must have the same candidates, in the same order")
+        candidates, finite = candidates.expand(x.shape), finite.expand(x.shape)
+        return _Pair(d, t, t0, find_candidate_support(finite, candidates, warn=False), Sparse(candidates), batch)
+    return _Pair(d, t, t0, find_support(finite, warn=False), DENSE, batch)
 
 
-def _same_support(q: GumbelSinkhorn, p: GumbelSinkhorn) -> Tensor:
+def _same_support(q: _Relaxed, p: _Relaxed) -> Tensor:
     allowed = [unexpanded(law.logits.detach() > -torch.inf, 2) for law in (q, p)]
     return (allowed[0] == allowed[1]).all(-1).all(-1)
 
 
-def gumbel_noise_kl(q: GumbelSinkhorn, p: GumbelSinkhorn) -> Tensor:
+def gumbel_noise_kl(q: _Relaxed, p: _Relaxed) -> Tensor:
     r"""KL divergence of the Gumbel noise behind two Gumbel-Sinkhorn laws, an upper bound of theirs.
 
     The paper's term (Mena et al. 2018, Section 4). An entry of ``(X + eps) / tau`` against ``(X_0 + eps) / tau_0``
@@ -60,14 +94,16 @@ def gumbel_noise_kl(q: GumbelSinkhorn, p: GumbelSinkhorn) -> Tensor:
 
     Args:
         q: with logits X and temperature tau.
-        p: with logits X_0 and temperature tau_0.
+        p: with logits X_0 and temperature tau_0; of the same class, and of the same candidates if that is
+            :class:`SparseGumbelSinkhorn`.
 
     Returns:
         Tensor of the broadcast batch shape, in nats; ``inf`` where the allowed pairs of ``q`` and ``p`` differ, or where
         ``exp(-D)`` overflows.
 
     Raises:
-        ValueError: the event shapes differ.
+        TypeError: one is dense and the other sparse.
+        ValueError: the event shapes or the candidates differ.
 
     Example:
         >>> import torch
@@ -75,20 +111,20 @@ def gumbel_noise_kl(q: GumbelSinkhorn, p: GumbelSinkhorn) -> Tensor:
         >>> gumbel_noise_kl(q, p)
         tensor(1.1353)
     """
-    d, t, t0, law, batch = _pair(q, p)
+    d, t, t0, support, _, batch = _pair(q, p)
     ratio = t0 / t
     entry = (
         (-ratio.log() + _EULER * (ratio - 1) - 1)[..., None, None]
         + d
         + ((-d) + torch.lgamma(1 + ratio)[..., None, None]).exp()
     )
-    allowed = law._support.allowed
+    allowed = support.allowed
     total = (entry if allowed is None else torch.where(allowed, entry, 0.0)).sum((-2, -1))
     total = torch.where(_same_support(q, p), total, torch.inf)
     return total.expand(batch).to(q.logits.dtype)
 
 
-def tightened_kl(q: GumbelSinkhorn, p: GumbelSinkhorn) -> Tensor:
+def tightened_kl(q: _Relaxed, p: _Relaxed) -> Tensor:
     r"""Upper bound of the KL divergence of two Gumbel-Sinkhorn laws; registered as their ``kl_divergence``.
 
     The KL of the noise, minimised over everything that can be added to rows and columns of ``q``'s logits without
@@ -102,13 +138,16 @@ def tightened_kl(q: GumbelSinkhorn, p: GumbelSinkhorn) -> Tensor:
 
     Args:
         q: with logits X and temperature tau.
-        p: with logits X_0 and temperature tau_0.
+        p: with logits X_0 and temperature tau_0; of the same class, and of the same candidates if that is
+            :class:`SparseGumbelSinkhorn`.
 
     Returns:
         Tensor of the broadcast batch shape, in nats, non-negative; ``inf`` where the allowed pairs differ.
 
     Raises:
-        ValueError: the event shapes differ, or logits differ by so much that rounding is all that is left of them.
+        TypeError: one is dense and the other sparse.
+        ValueError: the event shapes or the candidates differ, or logits differ by so much that rounding is all that is left
+            of them.
 
     Example:
         >>> import torch
@@ -116,15 +155,16 @@ def tightened_kl(q: GumbelSinkhorn, p: GumbelSinkhorn) -> Tensor:
         >>> tightened_kl(q, p)
         tensor(0.4805)
     """
-    d, t, t0, law, batch = _pair(q, p)
-    rows, columns = allowed_counts(law._support, d)
-    allowed = law._support.allowed
+    d, t, t0, support, layout, batch = _pair(q, p)
+    rows, columns = allowed_counts(support, d, layout)
+    allowed = support.allowed
     z = -d if allowed is None else torch.where(allowed, -d, -torch.inf)
     tol = default_tol(torch.float64)
     full = allowed is None
     marginals = (None, None) if full else (rows, columns)
-    log_r = scale(z, law._support, *marginals, tol=tol * d.shape[-1], max_iter=500, relative=False).log_p
-    check_resolved(log_r - d.shape[-1], "logits of q and p, over their temperatures,")  # logs of counts at most
+    n = d.shape[-2]
+    log_r = scale(z, support, *marginals, tol=tol * n, max_iter=500, relative=False, layout=layout).log_p
+    check_resolved(log_r - n, "logits of q and p, over their temperatures,")  # logs of counts at most
     if full:
         log_r = log_r + rows.log()[..., None]
     ratio = t0 / t
@@ -135,6 +175,7 @@ def tightened_kl(q: GumbelSinkhorn, p: GumbelSinkhorn) -> Tensor:
 
 
 register_kl(GumbelSinkhorn, GumbelSinkhorn)(tightened_kl)
+register_kl(SparseGumbelSinkhorn, SparseGumbelSinkhorn)(tightened_kl)
 
 
 def gumbel_matching_kl(q: GumbelMatching, p: GumbelMatching | UniformPermutation) -> Tensor:

@@ -74,7 +74,7 @@ class HardenMessenger(Messenger):
 
     def _pyro_sample(self, msg: Any) -> None:
         law = unwrap(msg["fn"])
-        relaxed = (constraints.DoublyStochastic, constraints.UnimodalRowStochastic)
+        relaxed = (constraints.DoublyStochastic, constraints.SparseDoublyStochastic, constraints.UnimodalRowStochastic)
         if isinstance(law, tuple(_HARD_LAWS)) or isinstance(getattr(law, "support", None), relaxed):
             msg["fn"] = rewrap(msg["fn"], hard_law)
 

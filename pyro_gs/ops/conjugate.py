@@ -6,15 +6,24 @@ product of two matrices and a factorization otherwise.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from pyro_gs.ops.layout import DENSE, Dense, Sparse
+from pyro_gs.ops.sparse import nearly_inverse
+
 SMALLEST = 192  # size from which iterations are cheaper than a factorization
 _EXACT = 1e-13  # residual of an accurate solution
 _EXACT_ITERATIONS = 40
 _LOWEST_RITZ, _LOWEST_DIAGONAL = 1e-2, 1e-4  # of a Laplacian on whose solution rounding leaves ten digits or more
+_CANDIDATE_ITERATIONS = 200
+_REFINEMENTS, _REFINED_ERROR = 5, 100.0  # steps, and how much more is left after them than after conjugate gradients
+_ROUNDED = 1e-15  # of a right side that is the difference of two
+_LOWEST_CANDIDATE_RITZ = 1e-7  # products by differences keep the digits of weak ties
+_LONG = 64  # iterations from which a solver of tridiagonal matrices is quicker
 _CHECK_EVERY = 8  # iterations between looks of the host at a device
 
 
@@ -47,11 +56,12 @@ def conjugate_gradients(
     damping: Tensor | None = None,
     factor: Tensor | None = None,
     ritz: bool = False,
+    layout: Dense = DENSE,
 ) -> Solution:
     """Solve ``L x = right`` for right sides that sum to zero in every component.
 
     Args:
-        p: (b, n, n).
+        p: entries (b, n, w) of ``layout``.
         r: its row sums (b, n), None for ones.
         right: (b, k, n), as rows: a product with a few rows is several times faster than one with a few columns.
         tol: norm of the residual over that of the right side at which to stop, (b,).
@@ -59,15 +69,13 @@ def conjugate_gradients(
         damping: added to the diagonal, (b,).
         factor: Cholesky factor (b, n, n) of a similar Laplacian to precondition with, instead of the diagonal.
         ritz: whether the smallest Ritz value is wanted.
+        layout: of ``p``.
     """
-    scale = None if r is None else (1 / r)[:, None, :]
-    weight = p.sum(-2)[:, None, :]
-    if damping is not None:
-        weight = weight + damping[:, None, None]
-    diagonal = weight
+    laplacian = layout.laplacian(p, r)
+    inverse = torch.ones_like(right[:, :1])
     if factor is None:
-        diagonal = weight - torch.linalg.vecdot(p, p if r is None else p / r[..., None], dim=-2)[:, None, :]
-    inverse = 1 / diagonal.clamp(min=1e-300)
+        diagonal = layout.diagonal(p, r)[:, None, :]
+        inverse = 1 / (diagonal if damping is None else diagonal + damping[:, None, None]).clamp(min=1e-300)
     every = look_every(p.device, _CHECK_EVERY)
     x = torch.zeros_like(right)
     residual = right
@@ -81,8 +89,9 @@ def conjugate_gradients(
         beta = torch.zeros_like(new) if rho is None else new / rho.clamp(min=1e-300)
         direction = z if direction is None else torch.addcmul(z, beta, direction)
         rho = new
-        y = direction @ p.mT
-        applied = weight * direction - (y if scale is None else scale * y) @ p
+        applied = laplacian(direction)
+        if damping is not None:
+            applied = torch.addcmul(applied, damping[:, None, None], direction)
         curvature = (direction * applied).sum(-1, keepdim=True)
         alpha = torch.where(curvature > 0, rho / curvature.clamp(min=1e-300), 0.0)
         x = torch.addcmul(x, alpha, direction)
@@ -127,6 +136,61 @@ def accurate_solution(p: Tensor, r: Tensor | None, right: Tensor, grounded: Tens
     return found.x[:, 0], whole & found.converged & (found.lowest > _LOWEST_RITZ)
 
 
+def accurate_candidates(p: Tensor, r: Tensor | None, gained: Tensor, lost: Tensor, layout: Sparse) -> tuple[Tensor, Tensor]:
+    """As :func:`accurate_solution`, on the candidates of rows, where iterations are cheap and components may be many.
+
+    Items on which the diagonal does not precondition well enough are factored.
+
+    Args:
+        p: (b, n, k).
+        r: its row sums (b, n), None for ones.
+        gained: (b, n); the right side is its difference to ``lost``.
+        lost: (b, n); a residual that is the rounding of both is none.
+        layout: of ``p``.
+
+    Returns:
+        Solutions (b, n), and where they are accurate, bool (b,): nowhere for matrices that are better factored at once.
+    """
+    right = gained - lost
+    if p.shape[1] < SMALLEST:
+        return right, torch.zeros(len(p), dtype=torch.bool, device=p.device)
+    probe = torch.cos(torch.arange(p.shape[1], dtype=p.dtype, device=p.device).square()).expand_as(right)[:, None, :]
+    probe = layout.laplacian(p, r)(probe)  # in the range of the operator, whatever the components
+    both = torch.cat([right[:, None, :], probe], -2).masked_fill(layout.diagonal(p, r)[:, None, :].isinf(), 0.0)
+    size, of_right = (torch.linalg.vector_norm(x, dim=-1) for x in (gained.abs() + lost.abs(), right))
+    tol = (_ROUNDED * size / of_right.clamp(min=1e-300)).clamp(min=_EXACT)
+    found = conjugate_gradients(p, r, both, tol, _CANDIDATE_ITERATIONS, ritz=True, layout=layout)
+    x, good = found.x[:, 0], found.converged & (found.lowest > _LOWEST_CANDIDATE_RITZ)
+    for item in (~good).nonzero()[:, 0].tolist():
+        here = slice(item, item + 1)
+        sums = None if r is None else r[here]
+        solve = nearly_inverse(p[item], None if sums is None else sums[0], layout.columns[item])
+        if solve is not None:
+            part = layout.take(torch.tensor([item], device=p.device))
+            found_here, error = _refined(part.laplacian(p[here], sums), solve, both[here])
+            x[here], good[here] = found_here[:, 0], error <= _REFINED_ERROR * tol[item]
+    return x, good
+
+
+def _refined(
+    laplacian: Callable[[Tensor], Tensor], solve: Callable[[Tensor], Tensor], right: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Solutions (1, k, n) by steps with what is nearly the inverse, and the largest residual over its right side.
+
+    Steps end where the residual stops falling: on weak ties solutions are large, and their rounding is the floor.
+    """
+    x, residual = torch.zeros_like(right), right
+    error = torch.ones_like(right[..., :1])
+    size = torch.linalg.vector_norm(right, dim=-1, keepdim=True).clamp(min=1e-300)
+    for _ in range(_REFINEMENTS):
+        new = x + solve(residual[0])[None]
+        left = right - laplacian(new)
+        new_error = torch.linalg.vector_norm(left, dim=-1, keepdim=True) / size
+        better = new_error < error
+        x, residual, error = (torch.where(better, a, b) for a, b in ((new, x), (left, residual), (new_error, error)))
+    return x, error.amax()
+
+
 def _ritz(alpha: Tensor, beta: Tensor) -> Tensor:
     """The smallest eigenvalue (b,) of the Lanczos matrices of coefficients (b, k, iterations)."""
     stopped = alpha <= 0  # of a column that was solved before the others
@@ -134,6 +198,12 @@ def _ritz(alpha: Tensor, beta: Tensor) -> Tensor:
     diagonal = inverse.clone()
     diagonal[..., 1:] += torch.where(stopped[..., 1:], 0.0, beta[..., 1:] * inverse[..., :-1])
     off = torch.where(stopped[..., 1:], 0.0, beta[..., 1:].clamp(min=0.0).sqrt() * inverse[..., :-1])
+    if alpha.shape[-1] > _LONG:
+        from scipy.linalg import eigvalsh_tridiagonal  # slow to load, so not with the package
+
+        pairs = zip(*(part.cpu().flatten(0, -2).numpy() for part in (diagonal, off)), strict=True)
+        found = [eigvalsh_tridiagonal(d, e, select="i", select_range=(0, 0))[0] for d, e in pairs]
+        return alpha.new_tensor(found).reshape(alpha.shape[:-1]).amin(-1)
     lanczos = torch.diag_embed(diagonal) + torch.diag_embed(off, 1) + torch.diag_embed(off, -1)
     lowest: Tensor = torch.linalg.eigvalsh(lanczos)[..., 0].amin(-1)
     return lowest

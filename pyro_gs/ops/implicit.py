@@ -21,8 +21,9 @@ import torch
 from torch import Tensor
 
 from pyro_gs.ops.batching import apply_batched, refuse_nested_forward_mode, refuse_tracing
-from pyro_gs.ops.conjugate import accurate_solution
+from pyro_gs.ops.conjugate import accurate_candidates, accurate_solution
 from pyro_gs.ops.laplacian import OVERFLOW, across_overflow, grounded_nodes, solve_differences
+from pyro_gs.ops.layout import DENSE, Dense, Sparse
 from pyro_gs.ops.logits import warn_user
 from pyro_gs.ops.newton import Newton, rows_exact
 from pyro_gs.ops.polish import refine
@@ -82,6 +83,7 @@ class Settings(NamedTuple):
         max_iter: cap on Newton steps.
         relative: whether the smallest entries have to be right too.
         report: told of the solution, and the temperature, before it is returned.
+        layout: of the entries; shapes (..., n, n) are (..., n, k) with that of candidates.
     """
 
     support: Support | None
@@ -90,6 +92,7 @@ class Settings(NamedTuple):
     relative: bool
     prepare: Callable[..., Support] | None = None
     report: Callable[[SinkhornSolution, Any], None] | None = None
+    layout: Dense = DENSE
 
 
 class Solve(torch.autograd.Function):
@@ -128,6 +131,7 @@ class Solve(torch.autograd.Function):
         log_p, *rest = output
         ctx.mark_non_differentiable(*rest)
         kept = (log_p, rest[-2], rest[-1], inputs[1])
+        ctx.layout = inputs[-1].layout
         ctx.save_for_backward(*kept)
         ctx.save_for_forward(*kept)
 
@@ -136,7 +140,7 @@ class Solve(torch.autograd.Function):
         """``G - P * (A G)``."""
         log_p, grounded, refused, row_sums = ctx.saved_tensors
         grad = torch.where(log_p == -torch.inf, 0.0, grad)
-        carried = Carried.apply(log_p, grounded, refused, row_sums, grad)
+        carried = Carried.apply(log_p, grounded, refused, row_sums, grad, ctx.layout)
         # Rows sum to zero; an entry that fills its row is what the others leave, where the difference would be rounding.
         full = _fills_row(log_p, row_sums)
         out = torch.where(full, 0.0, grad - carried)
@@ -149,7 +153,7 @@ class Solve(torch.autograd.Function):
         forbidden = log_p == -torch.inf
         tangent = torch.where(forbidden, 0.0, tangent)
         p = log_p.exp()
-        fit = Fitted.apply(log_p, grounded, refused, row_sums, tangent)
+        fit = Fitted.apply(log_p, grounded, refused, row_sums, tangent, ctx.layout)
         full = _fills_row(log_p, row_sums)
         out = torch.where(forbidden | full, 0.0, tangent - fit)
         rest = -(p * out).sum(-1, keepdim=True) / p.amax(-1, keepdim=True)
@@ -168,31 +172,38 @@ class Fitted(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(log_p: Tensor, grounded: Tensor, refused: Tensor, row_sums: Tensor | None, t: Tensor) -> Tensor:
+    def forward(
+        log_p: Tensor, grounded: Tensor, refused: Tensor, row_sums: Tensor | None, t: Tensor, layout: Dense
+    ) -> Tensor:
         """Solve."""
-        return _fit(log_p, grounded, refused, row_sums, log_p.exp() * t, tangent=t)[0]
+        g = log_p.exp() * t
+        if isinstance(layout, Sparse):
+            return _on_candidates(log_p, grounded, refused, row_sums, g, layout.flat(log_p.shape[:-2]), tangent=t)
+        return _fit(log_p, grounded, refused, row_sums, g, tangent=t)[0]
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         """Keep inputs and output."""
-        ctx.save_for_backward(*inputs, output)
-        ctx.save_for_forward(*inputs, output)
+        ctx.layout = inputs[-1]
+        ctx.save_for_backward(*inputs[:-1], output)
+        ctx.save_for_forward(*inputs[:-1], output)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """The adjoint."""
         log_p, grounded, refused, row_sums, t, fit = ctx.saved_tensors
-        back = Carried.apply(log_p, grounded, refused, row_sums, torch.where(log_p == -torch.inf, 0.0, grad))
-        return back * (t - fit), None, None, None, back
+        grad = torch.where(log_p == -torch.inf, 0.0, grad)
+        back = Carried.apply(log_p, grounded, refused, row_sums, grad, ctx.layout)
+        return back * (t - fit), None, None, None, back, None
 
     @staticmethod
-    def jvp(ctx: Any, log_t: Tensor | None, _1: Any, _2: Any, _3: Any, t_t: Tensor | None) -> Tensor:
+    def jvp(ctx: Any, log_t: Tensor | None, _1: Any, _2: Any, _3: Any, t_t: Tensor | None, _4: Any) -> Tensor:
         """``E (dT + (T - E T) * d log P)``."""
         log_p, grounded, refused, row_sums, t, fit = ctx.saved_tensors
         change = torch.zeros_like(t) if t_t is None else t_t
         if log_t is not None:
             change = change + torch.where(log_p == -torch.inf, 0.0, (t - fit) * log_t)
-        return Fitted.apply(log_p, grounded, refused, row_sums, change)  # type: ignore[no-any-return]
+        return Fitted.apply(log_p, grounded, refused, row_sums, change, ctx.layout)  # type: ignore[no-any-return]
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
@@ -207,8 +218,13 @@ class Carried(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(log_p: Tensor, grounded: Tensor, refused: Tensor, row_sums: Tensor | None, g: Tensor) -> Tensor:
+    def forward(
+        log_p: Tensor, grounded: Tensor, refused: Tensor, row_sums: Tensor | None, g: Tensor, layout: Dense
+    ) -> Tensor:
         """Solve."""
+        if isinstance(layout, Sparse):
+            layout = layout.flat(log_p.shape[:-2])
+            return _on_candidates(log_p, grounded, refused, row_sums, g, layout)
         out = _carried(log_p, grounded, refused, row_sums, g)
         # A loss of digits that the factorization did not show shows here.
         gap = (out.sum(-2) - g.sum(-2)).abs().amax(-1)
@@ -221,7 +237,7 @@ class Carried(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         """Keep inputs and output."""
-        log_p, grounded, refused, row_sums, _ = inputs
+        log_p, grounded, refused, row_sums, _, ctx.layout = inputs
         kept = (log_p, grounded, refused, row_sums, output)
         ctx.save_for_backward(*kept)
         ctx.save_for_forward(*kept)
@@ -231,21 +247,69 @@ class Carried(torch.autograd.Function):
         """The adjoint."""
         log_p, grounded, refused, row_sums, carried = ctx.saved_tensors
         grad = torch.where(log_p == -torch.inf, 0.0, grad)
-        back = Fitted.apply(log_p, grounded, refused, row_sums, grad)
-        return carried * (grad - back), None, None, None, back
+        back = Fitted.apply(log_p, grounded, refused, row_sums, grad, ctx.layout)
+        return carried * (grad - back), None, None, None, back, None
 
     @staticmethod
-    def jvp(ctx: Any, log_t: Tensor | None, _1: Any, _2: Any, _3: Any, g_t: Tensor | None) -> Tensor:
+    def jvp(ctx: Any, log_t: Tensor | None, _1: Any, _2: Any, _3: Any, g_t: Tensor | None, _4: Any) -> Tensor:
         """``C * d log P + B (dG - C * d log P)``."""
         log_p, grounded, refused, row_sums, carried = ctx.saved_tensors
         moved = torch.zeros_like(carried) if log_t is None else torch.where(log_p == -torch.inf, 0.0, carried * log_t)
         change = -moved if g_t is None else g_t - moved
-        return moved + Carried.apply(log_p, grounded, refused, row_sums, change)  # type: ignore[no-any-return]
+        return moved + Carried.apply(log_p, grounded, refused, row_sums, change, ctx.layout)  # type: ignore[no-any-return]
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
         """One more batch dimension."""
         return apply_batched(Carried, info, in_dims, args)
+
+
+def _check_solved(refused: Tensor, g: Tensor) -> None:
+    """Raise where a gradient is asked of what is no solution."""
+    lost = refused & (g != 0).any(-1).any(-1)
+    if bool(lost.any()):
+        raise RuntimeError(
+            f"no gradient: Sinkhorn stopped before its tolerance for {int(lost.sum())} of {lost.numel()} matrices, and "
+            "the implicit gradient holds at a solution only; raise max_iter, or ask for num_iters to differentiate "
+            "through sweeps"
+        )
+
+
+def _on_candidates(
+    log_p: Tensor,
+    grounded: Tensor,
+    refused: Tensor,
+    row_sums: Tensor | None,
+    g: Tensor,
+    layout: Sparse,
+    tangent: Tensor | None = None,
+) -> Tensor:
+    """``B G``, or with ``tangent`` ``E T``, on candidates (..., n, k).
+
+    Where conjugate gradients do not end, the matrix is made a dense one.
+    """
+    _check_solved(refused, g)
+    shape, (n, k) = log_p.shape, log_p.shape[-2:]
+    log_p, g, ground = log_p.reshape(-1, n, k), g.reshape(-1, n, k), grounded.reshape(-1, n)
+    r = None if row_sums is None else row_sums.reshape(-1, n)
+    p, forbidden = log_p.exp(), log_p == -torch.inf
+    g = g.masked_fill(forbidden, 0.0)
+    by_row = g.sum(-1) if r is None else g.sum(-1) / r
+    gained, lost = layout.column_sums(g), layout.by_column(p, by_row[:, None, :])[:, 0]
+    b, good = accurate_candidates(p, r, gained, lost, layout)
+    fit = by_row[:, :, None] + layout.apart(p, r)(b[:, None, :])[:, 0]
+    out = fit if tangent is not None else p * fit
+    bad = ~good
+    if bool(bad.any()):
+        part = layout.take(bad)
+        parts = (part.dense(log_p[bad], -torch.inf), ground[bad], refused.reshape(-1)[bad], None if r is None else r[bad])
+        if tangent is None:
+            matrix = Carried.forward(*parts, part.dense(g[bad]), DENSE)
+        else:
+            t = tangent.reshape(-1, n, k).masked_fill(forbidden, 0.0)
+            matrix = Fitted.forward(*parts, part.dense(t[bad]), DENSE)
+        out[bad] = part.gather(matrix)
+    return out.masked_fill(forbidden, 0.0).reshape(shape)
 
 
 def _fit(
@@ -264,13 +328,7 @@ def _fit(
     ``tangent`` is ``T`` where ``G = P * T``, for what of it underflows. With ``scaled`` a result may be wrong that shows it
     in its column sums; with ``direct`` it is not.
     """
-    lost = refused & (g != 0).any(-1).any(-1)
-    if bool(lost.any()):
-        raise RuntimeError(
-            f"no gradient: Sinkhorn stopped before its tolerance for {int(lost.sum())} of {lost.numel()} matrices, and "
-            "the implicit gradient holds at a solution only; raise max_iter, or ask for num_iters to differentiate "
-            "through sweeps"
-        )
+    _check_solved(refused, g)
     shape, n = log_p.shape, log_p.shape[-1]
     log_p, g, ground = log_p.reshape(-1, n, n), g.reshape(-1, n, n), grounded.reshape(-1, n)
     r = None if row_sums is None else row_sums.reshape(-1, n)
@@ -356,8 +414,9 @@ def _solve(
     settings: Settings,
 ) -> tuple[SinkhornSolution, Tensor]:
     """The solution, and the grounded columns (..., n)."""
-    n, batch = z.shape[-1], z.shape[:-2]
-    flat = z.reshape(-1, n, n)
+    n, batch = z.shape[-2], z.shape[:-2]
+    flat = z.reshape(-1, *z.shape[-2:])
+    layout = settings.layout.flat(batch)
     ones = torch.ones_like(flat[..., 0])
     r, c = (ones if sums is None else sums.reshape(-1, n) for sums in (row_sums, column_sums))
     ground = grounded_nodes(support, z)
@@ -366,15 +425,15 @@ def _solve(
     moved = None
     if start is None:
         tol = min(settings.tol, _RELATIVE_TOL if settings.relative else FIXED_POINT)
-        newton = Newton(flat, r, c, tol, settings.max_iter)
+        newton = Newton(flat, r, c, tol, settings.max_iter, layout)
         newton.run()
         flat, u, v, residual, iterations = newton.z, newton.u, newton.v, newton.residual, newton.iterations
         moved = newton.moved
     else:
         v = start.reshape(-1, n)
         u, residual = rows_exact(flat, v, r.log()), torch.zeros_like(v[:, 0])
-    log_p = torch.add(flat, u[:, :, None]).add_(v[:, None, :])
-    fit = residual <= settings.tol
+    log_p = torch.add(flat, u[:, :, None]).add_(layout.at_entries(v))
+    fit = (residual <= settings.tol) & (layout is DENSE)
     if not settings.relative:
         # Where P is a permutation up to small entries these are all there is to a gradient, and have to be right.
         fit = fit & _needs_small_entries(log_p, r)
@@ -442,18 +501,20 @@ def scale(
     start: Tensor | None = None,
     checks: tuple[Callable[..., Support], Tensor, Any] | None = None,
     report: Callable[[SinkhornSolution, Any], None] | None = None,
+    layout: Dense = DENSE,
 ) -> SinkhornSolution:
     """The way in for every public function: float64 ``z`` (..., n, n) with ``-inf`` outside ``support``.
 
     With ``relative`` the smallest entries are made exact too, which a density needs and an average does not. Column
     potentials that are right to ``tol`` already may be given as ``start``. Instead of a support, ``checks`` gives a
     function that makes one, with the logits and the temperature that it looks at.
+    ``relative`` is not to be had with candidates.
     """
     refuse_nested_forward_mode()
     if support is not None:  # found before, from values
         refuse_tracing("the Sinkhorn solve of a law, a transform or a permanent")
     prepare, logits, temperature = checks or (None, None, None)
     row_sums, column_sums = (None if sums is None else sums.to(z).expand(z.shape[:-1]) for sums in (row_sums, column_sums))
-    settings = Settings(support, tol, max_iter, relative, prepare, report)
+    settings = Settings(support, tol, max_iter, relative, prepare, report, layout)
     out = _solve_eagerly(z, row_sums, column_sums, start, logits, temperature, settings)
     return SinkhornSolution(*out[:6])

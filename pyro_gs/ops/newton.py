@@ -29,6 +29,7 @@ from torch.nn.functional import threshold
 
 from pyro_gs.ops.conjugate import SMALLEST, conjugate_gradients, look_every
 from pyro_gs.ops.laplacian import assemble
+from pyro_gs.ops.layout import DENSE, Dense, Sparse
 from pyro_gs.ops.sparse import sparse_solution
 
 _LEVEL_TOL = 0.2  # marginal error at which a higher temperature hands over to the next
@@ -41,6 +42,7 @@ _REUSE_ITERATIONS = 8  # for so many iterations
 _SINGLE = 16  # size from which weights are multiplied out in float32
 _SHARE_OF_TOL = 0.9  # what is left is for rounding of the result to its dtype
 _LONGEST_STEP = 30.0  # of a potential in one step, so that exp() of it is harmless
+_SPARSE_ITERATIONS = 100  # of conjugate gradients on candidates
 _PATIENCE = 40  # steps without progress that show the rounding of an item's own logits
 _PATIENCE_ROUNDED = 5  # and that of potentials that may be it
 # Points that are tried: on the Newton direction, and on the balanced one.
@@ -55,11 +57,12 @@ class Newton:
     """A flat batch of problems; every item has its own temperature level and stops by itself.
 
     Args:
-        z: float64 (b, n, n), -inf where forbidden, every allowed entry on a permutation.
+        z: float64 entries (b, n, w) of ``layout``, -inf where forbidden, every allowed entry on a permutation.
         r: row sums (b, n).
         c: column sums (b, n), of the same total in every component.
         tol: largest error of a marginal.
         max_iter: cap on the steps of an item.
+        layout: of the entries.
 
     Attributes:
         z: as given, but where potentials are so large that sums with them are rounded above ``tol``: there ``Z + u + v``
@@ -70,11 +73,12 @@ class Newton:
         iterations: steps taken (b,).
     """
 
-    def __init__(self, z: Tensor, r: Tensor, c: Tensor, tol: float, max_iter: int) -> None:
+    def __init__(self, z: Tensor, r: Tensor, c: Tensor, tol: float, max_iter: int, layout: Dense = DENSE) -> None:
+        self.layout = layout
         self.z, self.r, self.c, self.tol, self.max_iter = z, r, c, _SHARE_OF_TOL * tol, max_iter
         self.unit = bool((r == 1).all())
         self.doubly = self.unit and bool((c == 1).all())
-        size, n = z.shape[0], z.shape[-1]
+        size, n = z.shape[0], z.shape[1]
         centred = z - z.amax(-1, keepdim=True)
         count = (z > -torch.inf).sum((-2, -1))
         centred.masked_fill_(centred == -torch.inf, 0.0)
@@ -100,14 +104,19 @@ class Newton:
         """These items of some tensors; the tensors themselves for all items, since a copy of ``z`` is dear."""
         return parts if len(items) == len(self.z) else tuple(part[items] for part in parts)
 
+    def layout_of(self, items: Tensor) -> Dense:
+        """The layout of these items."""
+        return self.layout if len(items) == len(self.z) else self.layout.take(items)
+
     def sweep(self, items: Tensor) -> None:
         """A plain sweep in the log domain."""
         z, scale, r, c, v = self.take(items, self.z, self.scale, self.r, self.c, self.v)
         z = z if bool((scale == 1).all()) else z * scale[:, None, None]
         log_r, log_c = r.log(), c.log()
-        u = rows_exact(z, v, log_r)
-        v = log_c - torch.logsumexp(z + u[:, :, None], -2)
-        self.u[items], self.v[items] = rows_exact(z, v, log_r), v
+        layout = self.layout_of(items)
+        u = rows_exact(z, v, log_r, layout)
+        v = log_c - layout.column_logsumexp(z + u[:, :, None])
+        self.u[items], self.v[items] = rows_exact(z, v, log_r, layout), v
 
     def run(self) -> None:
         """Solve all items."""
@@ -158,15 +167,16 @@ class Newton:
     def matrix(self, items: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """``P`` with exact row sums, its row potentials, the error of its column sums and their gap."""
         z, scale, r, c, u, v = self.take(items, self.z, self.scale, self.r, self.c, self.u, self.v)
+        layout = self.layout_of(items)
         p = torch.addcmul(u[:, :, None], z, scale[:, None, None])
-        p.add_(v[:, None, :]).exp_()
+        p.add_(layout.at_entries(v)).exp_()
         correction = r / p.sum(-1)
         p.mul_(correction[:, :, None])
         u = u + correction.log()
         self.u[items] = u
         if self.cold:
             threshold(p, _NEGLIGIBLE, 0.0, inplace=True)
-        g = c - p.sum(-2)
+        g = c - layout.column_sums(p)
         return p, u, g.abs().amax(-1), g
 
     def rounded(self, u: Tensor, v: Tensor) -> Tensor:
@@ -180,7 +190,8 @@ class Newton:
             self.moved = (torch.zeros_like(self.u), torch.zeros_like(self.v))
         for total, part in zip(self.moved, (self.u, self.v), strict=True):
             total[items] += part[items]
-        self.z[items] = (self.z[items] + self.u[items][:, :, None]) + self.v[items][:, None, :]
+        moved = self.layout_of(items).at_entries(self.v[items])
+        self.z[items] = (self.z[items] + self.u[items][:, :, None]) + moved
         self.u[items], self.v[items] = 0.0, 0.0
 
     def finish(self) -> None:
@@ -194,65 +205,69 @@ class Newton:
 
     def step(self, items: Tensor, p: Tensor, u: Tensor, v: Tensor, g: Tensor, error: Tensor) -> None:
         """One damped Newton step and one sweep; ``p`` has exact row sums."""
-        r, c = self.r[items], self.c[items]
+        r, c, layout = self.r[items], self.c[items], self.layout_of(items)
         found = self.directions(items, p, g, error)
         found = found * (_LONGEST_STEP / found.abs().amax(-1, keepdim=True)).clamp(max=1.0)
         points = torch.cat([found[:, i : i + 1].expand(-1, len(line), -1) for i, line in enumerate(self.points)], -2)
         points = points * (self.ladder * self.retreat[items, None])[..., None]
         e = points.exp()
-        rows = e @ p.mT / r[:, None, :]
+        rows = layout.by_row(p, e) / r[:, None, :]
         gain = (c[:, None, :] * points).sum(-1) - (r[:, None, :] * rows.log()).sum(-1)
         slack = 8 * self.eps * (1 + (c * v).abs().sum(-1))
         best, choice = gain.max(-1)
         choice = torch.where(gain[:, 0] >= best - slack, 0, choice)
         ahead = best > -slack
         self.retreat[items] = torch.where(ahead, 1.0, self.retreat[items] * _RETREAT).clamp(min=1e-12)
-        pick = choice[:, None, None].expand(-1, 1, p.shape[-1])
+        pick = choice[:, None, None].expand(-1, 1, p.shape[1])
         d = torch.where(ahead[:, None], points.gather(-2, pick)[:, 0], 0.0)
         e = torch.where(ahead[:, None], e.gather(-2, pick)[:, 0], 1.0)
         rows = torch.where(ahead[:, None], rows.gather(-2, pick)[:, 0], 1.0)
-        correction = c / ((1 / rows)[:, None, :] @ p)[:, 0] / e
+        correction = c / layout.by_column(p, (1 / rows)[:, None, :])[:, 0] / e
         self.v[items] = v + d + correction.log()
-        self.u[items] = u - (((e * correction)[:, None, :] @ p.mT)[:, 0] / r).log()
+        self.u[items] = u - (layout.by_row(p, (e * correction)[:, None, :])[:, 0] / r).log()
         self.iterations[items] += 1
 
     def directions(self, items: Tensor, p: Tensor, g: Tensor, error: Tensor) -> Tensor:
         """The two directions of a step, (b, 2, n)."""
-        right = torch.stack([g, self.balance(p, self.r[items], self.c[items], g)], -2)
+        layout, n = self.layout_of(items), p.shape[1]
+        right = torch.stack([g, self.balance(p, self.r[items], self.c[items], g, layout)], -2)
         damping = (1e-3 * error).clamp(min=self.eps)
-        if p.shape[-1] < SMALLEST:
+        if n < SMALLEST:
             return self.factored(items, p, right, damping)[0]
         exact = error.clamp(min=1e-6, max=0.03)
         r = None if self.unit else self.r[items]
         hard = self.hard[items]
         out = right
         if not bool(hard.all()):
-            found = conjugate_gradients(p, r, right, exact, 8 + p.shape[-1] // 60, damping)
+            found = conjugate_gradients(p, r, right, exact, self.patience(n), damping, layout=layout)
             out = found.x
             self.hard[items] = hard = hard | ~found.converged
         if not bool(hard.any()):
             return out
-        if self.factor is None:
-            self.factor = torch.zeros_like(self.z)
         every = bool(hard.all())
         pick: Tensor | slice = slice(None) if every else hard
         items, p, right, damping = items[pick], p[pick], right[pick], damping[pick]
+        layout = layout if every else layout.take(hard)
         r = None if r is None else r[pick]
-        old = self.has_factor[items] & (error[pick] < _REUSE_ERROR) & (p.shape[-1] >= _REUSE)
+        old = self.has_factor[items] & (error[pick] < _REUSE_ERROR) & (n >= _REUSE)
         solved = torch.zeros_like(old)
         x = right.clone()
         if bool(old.any()):
+            assert self.factor is not None
             (factor,) = self.take(items, self.factor)
-            found = conjugate_gradients(p, r, right, exact[pick], _REUSE_ITERATIONS, damping, factor)
+            found = conjugate_gradients(p, r, right, exact[pick], _REUSE_ITERATIONS, damping, factor, layout=layout)
             solved = found.converged & old
             x = torch.where(solved[:, None, None], found.x, x)
         for k in (~solved).nonzero()[:, 0].tolist():
-            sparse = sparse_solution(p[k], None if r is None else r[k], right[k], float(damping[k]))
+            columns = layout.columns[k] if isinstance(layout, Sparse) else None
+            sparse = sparse_solution(p[k], None if r is None else r[k], right[k], float(damping[k]), columns)
             if sparse is not None and bool(sparse.isfinite().all()):
                 x[k], solved[k] = sparse, True
         if not bool(solved.all()):
             new: Tensor | slice = ~solved if bool(solved.any()) else slice(None)
             x[new], factor = self.factored(items[new], p[new], right[new], damping[new])
+            if self.factor is None:
+                self.factor = factor.new_zeros(len(self.z), n, n)
             self.factor[items[new]] = factor
             self.has_factor[items[new]] = True
         if every:
@@ -261,10 +276,14 @@ class Newton:
         out[hard] = x
         return out
 
+    def patience(self, n: int) -> int:
+        """Iterations of conjugate gradients that are quicker than a factorization."""
+        return 8 + n // 60 if self.layout is DENSE else _SPARSE_ITERATIONS
+
     def factored(self, items: Tensor, p: Tensor, right: Tensor, damping: Tensor) -> tuple[Tensor, Tensor]:
         """Solutions (b, k, n) by a factorization, and its factors."""
-        scaled = p if self.unit else p * self.r[items].rsqrt()[:, :, None]
-        if p.shape[-1] >= _SINGLE:
+        scaled = self.layout_of(items).dense(p if self.unit else p * self.r[items].rsqrt()[:, :, None])
+        if p.shape[1] >= _SINGLE:
             single = threshold(scaled.float(), _NO_WEIGHT, 0.0, inplace=True)
             weights = (single.mT @ single).double()
         else:
@@ -275,16 +294,16 @@ class Newton:
         plain = right / lap.diagonal(0, -2, -1)[:, None, :]
         return torch.where(x.isfinite().all(-1, keepdim=True), x, plain).contiguous(), factor
 
-    def balance(self, p: Tensor, r: Tensor, c: Tensor, g: Tensor) -> Tensor:
+    def balance(self, p: Tensor, r: Tensor, c: Tensor, g: Tensor, layout: Dense) -> Tensor:
         """The gap of column sums with columns that one row nearly fills pulled all the way to their balance."""
         if not self.doubly:
             return g
-        top, row = p.max(-2)
+        top, row = layout.column_max(p)
         total = (c - g - top) + (r.gather(-1, row) - top)
         share = (g / total).clamp(min=-1 + 1e-9, max=1 - 1e-9)
         return torch.where((2 * top > c) & (total > 1e-13), total * share.atanh(), g)
 
 
-def rows_exact(z: Tensor, v: Tensor, log_r: Tensor) -> Tensor:
+def rows_exact(z: Tensor, v: Tensor, log_r: Tensor, layout: Dense = DENSE) -> Tensor:
     """Row potentials that give exact row sums."""
-    return log_r - torch.logsumexp(z + v[:, None, :], -1)
+    return log_r - torch.logsumexp(z + layout.at_entries(v), -1)

@@ -65,7 +65,8 @@ def scaled_logits(logits: Tensor, temperature: float | Tensor, noise: Tensor | N
     return z if forbidden is None else z.masked_fill(forbidden, -torch.inf)
 
 
-def _check_options(tol: float | None, max_iter: int | None, num_iters: int | None = None) -> None:
+def check_options(tol: float | None, max_iter: int | None, num_iters: int | None = None) -> None:
+    """Raise ``ValueError`` for a bad tolerance, cap or number of sweeps."""
     if tol is not None and (isinstance(tol, bool) or not isinstance(tol, (int, float)) or not 0 < tol < math.inf):
         raise ValueError(f"tol must be positive and finite, but is {tol}")
     for name, value in (("max_iter", max_iter), ("num_iters", num_iters)):
@@ -161,7 +162,7 @@ def solve_sinkhorn(
     """
     check_square(logits, "logits")
     check_floating(logits, "logits")
-    _check_options(tol, max_iter)
+    check_options(tol, max_iter)
     for name, sums in (("row_sums", row_sums), ("column_sums", column_sums)):
         if sums is not None:
             _check_shape(sums, name, logits)
@@ -201,7 +202,7 @@ def _check_problem(
     check_logits(logits)
     if temperature is not None:
         check_temperature(temperature)
-    _check_overflow(z, logits)
+    check_overflow(z, logits)
     support = find_support(logits > -torch.inf)
     for name, sums in (("row_sums", rows), ("column_sums", columns)):
         if sums is not None:
@@ -211,7 +212,7 @@ def _check_problem(
     return support
 
 
-def _check_overflow(z: Tensor, logits: Tensor) -> None:
+def check_overflow(z: Tensor, logits: Tensor) -> None:
     """Raise if logits / temperature is beyond what a float64 sum can hold."""
     detached = z.detach()
     if z.numel() and not bool(torch.where(logits > -torch.inf, detached, 0.0).abs().amax() < 1e150):
@@ -392,7 +393,7 @@ def _operator(
         check_temperature(temperature)
     else:
         check_floating(temperature, "temperature")
-    _check_options(tol, max_iter, num_iters)
+    check_options(tol, max_iter, num_iters)
     if isinstance(temperature, Tensor) and temperature.dim():
         batch = broadcast_batch(temperature, logits)
         logits = logits.expand(*batch, *logits.shape[-2:])

@@ -96,14 +96,21 @@ class Support:
 def _decompose(packed: bytes, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
     """Pruned mask, row labels and column labels of one mask, or None where no permutation is allowed."""
     mask = np.unpackbits(np.frombuffer(packed, dtype=np.uint8), count=n * n).reshape(n, n).astype(bool)
-    match = maximum_bipartite_matching(csr_matrix(mask), perm_type="column")  # column of each row, -1 for none
+    labels = component_labels(csr_matrix(mask))
+    return None if labels is None else (mask & (labels[0][:, None] == labels[1][None, :]), *labels)
+
+
+def component_labels(graph: csr_matrix) -> tuple[np.ndarray, np.ndarray] | None:
+    """Component of every row and of every column of the allowed pairs (n, n), or None where no permutation is allowed."""
+    n = graph.shape[0]
+    match = maximum_bipartite_matching(graph, perm_type="column")  # column of each row, -1 for none
     if (match < 0).any():
         return None
     # Row i reaches row k if it may take k's column: cycles of this graph turn one matching into another.
-    _, labels = connected_components(csr_matrix(mask[:, match]), directed=True, connection="strong")
+    _, labels = connected_components(graph[:, match], directed=True, connection="strong")
     column_labels = np.empty(n, dtype=np.int64)
     column_labels[match] = labels
-    return mask & (labels[:, None] == column_labels[None, :]), labels.astype(np.int64), column_labels
+    return labels.astype(np.int64), column_labels
 
 
 def find_support(allowed: Tensor, name: str = "logits", *, prune: bool = True, warn: bool = True) -> Support:
@@ -133,9 +140,7 @@ def find_support(allowed: Tensor, name: str = "logits", *, prune: bool = True, w
         masks[item], rows[item], columns[item] = parts
     if not (masks == flat).all():
         item, row, column = (int(i) for i in np.argwhere(masks != flat)[0])
-        count = int((masks != flat).sum())
-        place = describe(unravel(item, allowed.shape[:-2]))
-        text = f"{name}{place} permits row {row}, column {column}, which lies on no permutation ({count} such entries)"
+        text = _off_every_permutation(name, unravel(item, allowed.shape[:-2]), row, column, int((masks != flat).sum()))
         if not prune:
             raise ValueError(text)
         if warn:
@@ -150,6 +155,60 @@ def find_support(allowed: Tensor, name: str = "logits", *, prune: bool = True, w
     return Support(
         allowed.shape, restore(masks, allowed.shape), restore(rows, vector), restore(columns, vector), restore(first, vector)
     )
+
+
+def _off_every_permutation(name: str, item: tuple[int, ...], row: int, column: int, count: int) -> str:
+    return f"{name}{describe(item)} permits row {row}, column {column}, which lies on no permutation ({count} such entries)"
+
+
+@functools.lru_cache(maxsize=64)
+def _decompose_candidates(
+    columns: bytes, packed: bytes, n: int, k: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray] | None:
+    """Pruned entries, row labels, column labels and first columns of components, or None without a permutation."""
+    column = np.frombuffer(columns, dtype=np.int64).reshape(n, k)
+    allowed = np.unpackbits(np.frombuffer(packed, dtype=np.uint8), count=n * k).reshape(n, k).astype(bool)
+    row, _ = np.nonzero(allowed)
+    labels = component_labels(csr_matrix((np.ones(len(row), dtype=bool), (row, column[allowed])), shape=(n, n)))
+    if labels is None:
+        return None
+    first = np.zeros(n, dtype=bool)
+    first[np.unique(labels[1], return_index=True)[1]] = True
+    return allowed & (labels[0][:, None] == labels[1][column]), *labels, first
+
+
+def find_candidate_support(allowed: Tensor, columns: Tensor, *, warn: bool = True) -> Support:
+    """As :func:`find_support`, of the candidates of rows; shapes (..., n, n) of the result are (..., n, k).
+
+    Args:
+        allowed: bool, shape (..., n, k).
+        columns: long, of the same shape, the column of each candidate.
+        warn: whether to warn of what is dropped.
+
+    Raises:
+        ValueError: an item allows no permutation; names the item and the rows of a Hall violator.
+    """
+    n, k = allowed.shape[-2:]
+    flat, place = (part.detach().cpu().reshape(-1, n, k).numpy() for part in (allowed, columns))
+    masks, rows, ends = np.empty_like(flat), np.empty(flat.shape[:2], np.int64), np.empty(flat.shape[:2], np.int64)
+    first = np.empty(flat.shape[:2], bool)
+    for item, (mask, column) in enumerate(zip(flat, place, strict=True)):
+        parts = _decompose_candidates(column.astype(np.int64).tobytes(), np.packbits(mask).tobytes(), n, k)
+        if parts is None:
+            matrix = torch.zeros(n, n, dtype=torch.bool, device="cpu")
+            matrix[torch.from_numpy(np.nonzero(mask)[0]), torch.from_numpy(column[mask])] = True
+            raise_infeasible(matrix, allowed.shape[:-2], item)
+        masks[item], rows[item], ends[item], first[item] = parts
+    dropped = masks != flat
+    if warn and dropped.any():
+        item, row, where = (int(i) for i in np.argwhere(dropped)[0])
+        at = unravel(item, allowed.shape[:-2])
+        text = _off_every_permutation("logits", at, row, int(place[item, row, where]), int(dropped.sum()))
+        warn_user(f"{text}; they are forbidden from here on", SupportWarning)
+    vector = allowed.shape[:-1]
+    shapes = (allowed.shape, vector, vector, vector)
+    tensors = (torch.from_numpy(part).reshape(shape) for part, shape in zip((masks, rows, ends, first), shapes, strict=True))
+    return Support(allowed.shape, *(part.to(allowed.device) for part in tensors))
 
 
 def unravel(item: int, batch_shape: torch.Size) -> tuple[int, ...]:

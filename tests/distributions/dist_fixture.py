@@ -15,8 +15,10 @@ from pyro_gs import (
     PlackettLuce,
     RelaxedPlackettLuce,
     RoundingPermutation,
+    SparseGumbelSinkhorn,
     StickBreakingPermutation,
     UniformPermutation,
+    to_sparse,
 )
 
 TRIDIAGONAL = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 0], [0, 1, 1, 1], [0, 0, 1, 1]]).bool()
@@ -61,6 +63,11 @@ def masked(*masks):
     return torch.randn(allowed.shape).masked_fill(~allowed, -torch.inf)
 
 
+def sparse(*masks):
+    logits, candidates = to_sparse(masked(*masks))
+    return {"logits": logits, "candidates": candidates}
+
+
 FIXTURES = [
     Fixture("GumbelSinkhorn", GumbelSinkhorn, lambda: {"temperature": torch.tensor(0.7), "logits": torch.randn(4, 4)}),
     Fixture(
@@ -95,6 +102,18 @@ FIXTURES = [
         "GumbelSinkhornStraightThrough n=1",
         GumbelSinkhornStraightThrough,
         lambda: {"temperature": 1.0, "logits": torch.zeros(1, 1)},
+    ),
+    Fixture("SparseGumbelSinkhorn", SparseGumbelSinkhorn, lambda: {"temperature": 0.7, **sparse(TRIDIAGONAL)}, (1,)),
+    Fixture(
+        "SparseGumbelSinkhorn own candidates",
+        SparseGumbelSinkhorn,
+        lambda: {"temperature": torch.tensor([[0.5], [1.0]]), **sparse(TRIDIAGONAL, BLOCKS)},
+        (2, 2),
+    ),
+    Fixture(
+        "SparseGumbelSinkhorn n=1",
+        SparseGumbelSinkhorn,
+        lambda: {"temperature": 1.0, "logits": torch.zeros(1, 1), "candidates": torch.zeros(1, 1, dtype=torch.long)},
     ),
     Fixture("GumbelMatching", GumbelMatching, lambda: {"logits": torch.randn(3, 3)}),
     Fixture("GumbelMatching own supports", GumbelMatching, lambda: {"logits": masked(THREE, FULL)}, (2,)),

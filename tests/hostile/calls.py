@@ -6,7 +6,7 @@ import inspect
 import re
 from collections.abc import Callable
 
-from hostile_tensors import index_vectors, masks, permutations, plans, rectangles, squares, temperatures, vectors
+from hostile_tensors import candidates, index_vectors, masks, permutations, plans, rectangles, squares, temperatures, vectors
 from hypothesis import strategies as st
 
 import pyro_gs as pgs
@@ -73,6 +73,7 @@ def law(family, **arguments):
     return Call(family.__name__, exercise, arguments, (family, family.log_prob), draws=True)
 
 
+CANDIDATES = {"logits": squares(), "candidates": candidates()}
 unmatched = st.sampled_from([None, 0.0, -1.0] * 4 + [float("nan"), float("inf"), -float("inf"), "no"] + [30.0, 1.0, 0.0] * 4)
 options = {"unmatched": unmatched, "capacities": COUNTS}
 _INTS = st.sampled_from([1, 2, 3, 4] * 2 + [0, -1, 2.0, None] + [1, 2, 3, 4] * 2)
@@ -124,6 +125,11 @@ CALLS = [
     call(pgs.solve_sinkhorn, logits=squares(), row_sums=st.none() | vectors(), column_sums=st.none() | vectors()),
     call(pgs.matching, logits=squares()),
     Call("matching partial", pgs.matching, {"logits": rectangles(), **options}, (pgs.matching, pgs.pad_logits)),
+    call(pgs.sparse_sinkhorn, **CANDIDATES, temperature=temperatures(), raises=(pgs.log_sparse_sinkhorn,)),
+    call(pgs.log_sparse_sinkhorn, **CANDIDATES, temperature=temperatures()),
+    call(pgs.sparse_matching, **CANDIDATES),
+    call(pgs.to_sparse, logits=squares() | masks()),
+    call(pgs.to_dense, values=squares(), candidates=candidates(), fill=st.sampled_from([0.0, -float("inf")]), looks=False),
     call(pgs.to_index, P=permutations() | squares()),
     call(pgs.to_matrix, index=index_vectors()),
     call(pgs.pad_logits, logits=rectangles(), **options),
@@ -141,6 +147,7 @@ CALLS = [
     call(pgs.kendall_distance, P=permutations(), Q=permutations()),
     law(pgs.GumbelSinkhorn, temperature=temperatures(), logits=squares(), value=plans() | squares()),
     law(pgs.GumbelSinkhornStraightThrough, temperature=temperatures(), logits=squares()),
+    law(pgs.SparseGumbelSinkhorn, temperature=temperatures(), **CANDIDATES, value=plans() | squares()),
     law(pgs.GumbelMatching, logits=squares(), num_particles=PARTICLES),
     law(pgs.GibbsPermutation, logits=squares(), normalizer=st.sampled_from(["exact", "exact", "bethe", "none"])),
     law(pgs.GibbsMatching, logits=rectangles(), value=rectangles(), **options),

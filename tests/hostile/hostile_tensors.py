@@ -113,6 +113,22 @@ def squares(draw, forbid=True):
 
 
 @st.composite
+def candidates(draw):
+    """(..., n, n) of integers, mostly all columns in some order of every row, for logits that forbid some."""
+    n = draw(sizes())
+    shape = (*draw(batches()), n, n)
+    if draw(rarely) == 0:
+        shape = draw(st.sampled_from([(*shape[:-1], n + 1), shape[-1:], ()]))
+    low, high = (-1, n) if draw(rarely) == 0 else (0, n - 1)
+    if shape[-2:] != (n, n) or low < 0 or not n:
+        count = math.prod(shape)
+        numbers = draw(st.lists(st.integers(low, max(low, high)), min_size=count, max_size=count))
+        return as_given(draw, torch.tensor(numbers, dtype=torch.int64).reshape(shape))
+    rows = [draw(st.permutations(range(n))) for _ in range(math.prod(shape[:-1]))]
+    return as_given(draw, torch.tensor(rows, dtype=torch.int64).reshape(shape))
+
+
+@st.composite
 def rectangles(draw):
     """(..., n, m)."""
     shape = (*draw(batches()), draw(sizes()), draw(st.one_of(sizes(), _SIZES)))
