@@ -15,6 +15,7 @@ from pyro_gs.distributions.matrix_law import MatrixLaw
 from pyro_gs.distributions.permutation_law import ENUMERATION_LIMIT, check_value_shape
 from pyro_gs.ops.assignment_sums import check_states, log_assignment_sum, sample_assignments
 from pyro_gs.ops.batching import unexpanded
+from pyro_gs.ops.implicit import check_resolved
 from pyro_gs.ops.logits import describe, first_position
 from pyro_gs.ops.matching import matching
 from pyro_gs.ops.padding import Assignment, Capacities
@@ -165,6 +166,9 @@ class GibbsMatching(MatrixLaw):
         """Exact probabilities that row i takes column j, shape batch_shape + (n, m); differentiable.
 
         The gradient of :meth:`log_normalizer` with the scores of unmatched rows held fixed.
+
+        Raises:
+            ValueError: logits so far apart that rounding is all that is left of what they differ by.
         """
         scores = self.unmatched
         parameters = [self.logits] if scores is None else [self.logits, scores]
@@ -173,6 +177,7 @@ class GibbsMatching(MatrixLaw):
             x = self.logits if keep and self.logits.requires_grad else self.logits.detach().requires_grad_()
             total = self._log_sum(x, scores if keep or scores is None else scores.detach()).sum()
             (mean,) = torch.autograd.grad(total, x, create_graph=keep)
+        check_resolved(mean - 1.0)
         return mean
 
     @property

@@ -165,3 +165,12 @@ def test_empty_batches():
     assert law.entropy().shape == (0,)
     assert law.sample((4,)).shape == (4, 0, 2, 3)
     assert law.enumerate_support().shape == (13, 0, 2, 3)
+
+
+@pytest.mark.parametrize("name", ["marginals", "entropy"])
+def test_logits_of_which_rounding_leaves_nothing_are_refused(name):
+    law = GibbsMatching(torch.tensor([[0.0, 0.0, 3e38]], dtype=torch.float64), torch.zeros(1, dtype=torch.float64))
+    with pytest.raises(ValueError, match="logits differ by so much that float64 cannot tell what is left"):
+        getattr(law, name)()
+    law = GibbsMatching(torch.tensor([[0.0, 0.0, 1e30]], dtype=torch.float64), torch.zeros(1, dtype=torch.float64))
+    assert torch.equal(law.marginals(), torch.tensor([[0.0, 0.0, 1.0]], dtype=torch.float64))
