@@ -118,7 +118,7 @@ def balance_cuts(z: Tensor, v: Tensor, grounded: Tensor, depth: float = math.inf
             now = now * (2.0**-level if level == levels else 2.0)
             log_p = _normalised(cold, now)
             now = now - torch.logsumexp(log_p, -2)
-            limit = floor if level == 0 else torch.full_like(floor, 0.5)
+            limit = floor if level == 0 else (floor * 2.0**-level).clamp(min=0.5)  # rounding may be above a half
             now, unfinished = _iterate(cold, now, ground, rows, limit, _MAX_STEPS, depth)
         v[left] = now
         done[left[unfinished]] = False
