@@ -400,7 +400,9 @@ class _Draws:
     def total(self, terms: MultiFrameTensor, trace: Any) -> Tensor:
         """The sum of all terms of each draw, of shape (draws,)."""
         total: Tensor | float = terms.sum_to(self.frames(trace))
-        return torch.as_tensor(total).expand(self.num_draws // self.num_calls)
+        if not isinstance(total, Tensor):  # of a model without a term
+            total = torch.tensor(float(total), device="cpu")
+        return total.expand(self.num_draws // self.num_calls)
 
     def first(self, value: Tensor) -> Tensor:
         """The value with the draws as its first dimension."""

@@ -26,7 +26,7 @@ class SetAttention(nn.Module):
         x (..., n, in_features) and mask (..., n) to (..., n, out_features).
 
     Raises:
-        TypeError: at a call, a mask not bool.
+        TypeError: at a call, features that are not floating, a mask not bool.
         ValueError: a size below 1, ``width`` no multiple of ``heads``; at a call, features of another size or a mask that
             does not fit.
 

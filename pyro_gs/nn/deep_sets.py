@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_gs.nn.masks import check_mask, zero_padded
-from pyro_gs.ops.logits import check_count
+from pyro_gs.ops.logits import check_count, check_floating
 
 Pool = Literal["mean", "max"]
 _POOLS = ("mean", "max")
@@ -30,7 +30,7 @@ class EquivariantLinear(nn.Module):
         x (..., n, in_features) and mask (..., n) to (..., n, out_features).
 
     Raises:
-        TypeError: at a call, a mask not bool.
+        TypeError: at a call, features that are not floating, a mask not bool.
         ValueError: a size below 1, another ``pool``; at a call, features of another size or a mask that does not fit.
 
     Example:
@@ -83,7 +83,7 @@ class DeepSets(nn.Module):
         x (..., n, in_features) and mask (..., n) to (..., n, out_features).
 
     Raises:
-        TypeError: at a call, a mask not bool.
+        TypeError: at a call, features that are not floating, a mask not bool.
         ValueError: as :class:`EquivariantLinear`.
 
     Example:
@@ -107,6 +107,7 @@ class DeepSets(nn.Module):
 
 
 def check_features(x: Tensor, features: int) -> None:
-    """Raise ``ValueError`` unless features of pieces have shape (..., n, features) with n >= 1."""
+    """Raise unless features of pieces are a floating tensor of shape (..., n, features) with n >= 1."""
+    check_floating(x, "x")
     if x.dim() < 2 or x.shape[-1] != features or x.shape[-2] == 0:
         raise ValueError(f"x must have shape (..., n, {features}) with n >= 1, but has shape {tuple(x.shape)}")

@@ -68,7 +68,7 @@ class RankScores(nn.Module):
         x (..., n, in_features) and mask (..., n) to (..., n, n), for any n.
 
     Raises:
-        TypeError: at a call, a mask not bool.
+        TypeError: at a call, features that are not floating, a mask not bool.
         ValueError: a size below 1; at a call, another shape.
 
     Example:
@@ -110,7 +110,7 @@ class PositionScores(nn.Module):
         x (..., n, in_features) and mask (..., n) to (..., n, n), for any n.
 
     Raises:
-        TypeError: at a call, a mask not bool.
+        TypeError: at a call, features that are not floating, a mask not bool.
         ValueError: a size below 1; at a call, another shape.
 
     Example:

@@ -110,7 +110,17 @@ def test_a_site_with_a_broken_link_is_not_built(tmp_path):
         "# Sphinx inventory version 1\n# Project: other\n# Version: 1\nf function api.html\n"
     )
     done = subprocess.run(
-        [sys.executable, "-m", "sphinx", "--fail-on-warning", "--keep-going", "--quiet", tmp_path, tmp_path / "site"],
+        [
+            sys.executable,
+            "-m",
+            "sphinx",
+            "--fail-on-warning",
+            "--keep-going",
+            "--quiet",
+            "--no-color",
+            tmp_path,
+            tmp_path / "site",
+        ],
         env={**os.environ, "PYTHONPATH": str(FILE.parent)},
         capture_output=True,
         text=True,
