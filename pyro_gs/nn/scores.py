@@ -27,6 +27,7 @@ class RowScores(nn.Module):
         x (..., n, in_features) to (..., n, n); the mask plays no part.
 
     Raises:
+        TypeError: at a call, features that are not floating.
         ValueError: a size below 1; at a call, another shape.
 
     Example:
