@@ -73,6 +73,7 @@ _ALIASES = [
     "Law",
     "LogEvidence",
     "LogJoint",
+    "_Relaxed",
 ]
 _ALIASES += ["Logits", "Method", "Network", "Objective", "Pool", "PosteriorDict", "Score", "SiteTemperature", "SwapDelta"]
 nitpick_ignore_regex = [("py:class", rf"(.*\.)?({'|'.join(_ALIASES)})")]
