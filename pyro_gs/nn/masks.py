@@ -64,8 +64,7 @@ def mask_logits(logits: Tensor, mask: Tensor) -> Tensor:
 
     Pieces may take the first k columns, with the logits given; the p-th row that pads takes column k + p, and everything
     else is ``-inf``. So Sinkhorn matrices, matchings and laws of the result are those of the k x k logits, plus a one for
-    each row that pads. Values are not looked at: entries that pad may hold anything,
-    NaN too.
+    each row that pads. Values are not looked at: entries that pad may hold anything, NaN too.
 
     Args:
         logits: log-potentials, shape (..., n, n).
