@@ -18,7 +18,6 @@ from pyro_gs.ops.batching import refuse_tracing
 from pyro_gs.ops.implicit import scale
 from pyro_gs.ops.layout import Sparse
 from pyro_gs.ops.logits import (
-    broadcast_batch,
     check_entries,
     check_floating,
     check_magnitude,
@@ -27,7 +26,14 @@ from pyro_gs.ops.logits import (
     describe,
     first_position,
 )
-from pyro_gs.ops.sinkhorn import check_options, check_overflow, default_tol, scaled_logits, warn_unconverged
+from pyro_gs.ops.sinkhorn import (
+    check_options,
+    check_overflow,
+    check_temperature_kind,
+    default_tol,
+    scaled_problem,
+    warn_unconverged,
+)
 from pyro_gs.ops.support import Support, find_candidate_support
 
 
@@ -112,8 +118,9 @@ def log_sparse_sinkhorn(
     r"""Logarithm of the Sinkhorn operator on candidates, ``log S(logits / temperature)``.
 
     The operator of :func:`pyro_gs.log_sinkhorn` where pairs that are no candidates are forbidden, in time and memory of the
-    candidates alone as long as conjugate gradients converge; a matrix on which they do not (at low temperature, where few
-    pairs are left) is factored as a dense one, with n^2 numbers. Entries are right to the marginal error, in absolute and
+    candidates alone as long as conjugate gradients converge. A matrix on which they do not (at low temperature, where few
+    pairs are left) is factored as a sparse one, and only where that fills up, or on a GPU, as a dense one, with n^2 numbers.
+    Entries are right to the marginal error, in absolute and
     not in relative terms. Derivatives are implicit, of any order, in both modes.
 
     Args:
@@ -145,17 +152,10 @@ def log_sparse_sinkhorn(
                 [0.3775, 0.6225],
                 [1.0000, 0.0000]])
     """
-    if isinstance(temperature, Tensor):
-        check_floating(temperature, "temperature")
-    else:
-        check_temperature(temperature)
+    check_temperature_kind(temperature)
     check_options(tol, max_iter)
     logits, candidates = _fitted(logits, candidates, "logits")
-    if isinstance(temperature, Tensor) and temperature.dim():
-        batch = broadcast_batch(temperature, logits)
-        logits = logits.expand(*batch, *logits.shape[-2:])
-    z = scaled_logits(logits, temperature)
-    about = temperature.detach() if isinstance(temperature, Tensor) else temperature
+    logits, z, about = scaled_problem(logits, temperature)
     tol = default_tol(logits.dtype) if tol is None else tol
     found = scale(
         z, None, tol=tol, max_iter=max_iter or 500, relative=False, layout=Sparse(candidates),

@@ -65,6 +65,23 @@ def scaled_logits(logits: Tensor, temperature: float | Tensor, noise: Tensor | N
     return z if forbidden is None else z.masked_fill(forbidden, -torch.inf)
 
 
+def scaled_problem(logits: Tensor, temperature: float | Tensor) -> tuple[Tensor, Tensor, float | Tensor]:
+    """Logits with the batch of a temperature too, :func:`scaled_logits` of them, and the temperature, detached."""
+    if not isinstance(temperature, Tensor):
+        return logits, scaled_logits(logits, temperature), temperature
+    if temperature.dim():
+        logits = logits.expand(*broadcast_batch(temperature, logits), *logits.shape[-2:])
+    return logits, scaled_logits(logits, temperature), temperature.detach()
+
+
+def check_temperature_kind(temperature: float | Tensor) -> None:
+    """Raise for a bad number or a tensor that is not floating; a tensor's values are looked at inside the solver."""
+    if isinstance(temperature, Tensor):
+        check_floating(temperature, "temperature")
+    else:
+        check_temperature(temperature)
+
+
 def check_options(tol: float | None, max_iter: int | None, num_iters: int | None = None) -> None:
     """Raise ``ValueError`` for a bad tolerance, cap or number of sweeps."""
     if tol is not None and (isinstance(tol, bool) or not isinstance(tol, (int, float)) or not 0 < tol < math.inf):
@@ -389,16 +406,9 @@ def _operator(
 ) -> Tensor:
     check_square(logits, "logits")
     check_floating(logits, "logits")
-    if not isinstance(temperature, Tensor):
-        check_temperature(temperature)
-    else:
-        check_floating(temperature, "temperature")
+    check_temperature_kind(temperature)
     check_options(tol, max_iter, num_iters)
-    if isinstance(temperature, Tensor) and temperature.dim():
-        batch = broadcast_batch(temperature, logits)
-        logits = logits.expand(*batch, *logits.shape[-2:])
-    z = scaled_logits(logits, temperature)
-    about = temperature.detach() if isinstance(temperature, Tensor) else temperature
+    logits, z, about = scaled_problem(logits, temperature)
     if num_iters is not None:
         return _sweeps(z, logits.detach(), about, num_iters).to(logits.dtype)
     tol = default_tol(logits.dtype) if tol is None else tol
