@@ -11,7 +11,8 @@ PYTHONS = ["3.10", "3.11", "3.12", "3.13"]
 CONSTRAINTS = {"lowest": "constraints-lowest.txt", "pinned": "constraints.txt", "newest": None}
 LIBRARY = ["tests/ops", "tests/distributions", "tests/infer", "tests/nn", "tests/packaging", "tests/test_import.py"]
 LIBRARY += ["tests/test_calibration.py", "tests/test_plotting.py", "tests/test_summary.py", "pyro_gs"]
-TOOLS = ["arviz-base", "build", "hatchling", "hypothesis", "mpmath", "mypy", "pytest", "pytest-xdist", "tqdm"]
+TOOLS = ["arviz-base", "build", "hatchling", "hypothesis", "mpmath", "mypy", "pytest", "pytest-timeout"]
+TOOLS += ["pytest-xdist", "tqdm"]
 
 nox.options.default_venv_backend = "venv"
 
