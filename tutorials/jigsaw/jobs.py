@@ -67,13 +67,14 @@ class Job:
     @property
     def seconds(self) -> float:
         """About how long it takes, on one core."""
-        return 1 + self.steps * self.batch * (4e-4 + 2e-5 * self.k**2)
+        rounds = 5 if self.method == "neighbours" else 1
+        return 1 + rounds * self.steps * self.batch * (4e-4 + 2e-5 * self.k**2)
 
 
 @functools.cache
 def provenance() -> Provenance:
     """That of the code that results depend on."""
-    own = ("border", "data", "dense", "jobs", "measures", "networks", "puzzle")
+    own = ("border", "data", "dense", "jobs", "measures", "neighbours", "networks", "puzzle")
     return provenance_of(
         "pyro_gs/*.py", "tutorials/pictures/*.py", "tutorials/training.py", *(f"tutorials/jigsaw/{name}.py" for name in own)
     )

@@ -35,7 +35,7 @@ class Size:
         return {"digits": (2, 4), "mnist": self.small, "full-mnist": self.small}.get(data, self.large)
 
 
-_SHOWN = ("chance", "border", "dense", "sinkhorn", "gumbel", "attention")
+_SHOWN = ("chance", "border", "dense", "sinkhorn", "gumbel", "attention", "neighbours")
 
 SIZES: dict[str, Size] = {
     "quick": Size((2,), (2,), _SHOWN, (0,), 20, 50),

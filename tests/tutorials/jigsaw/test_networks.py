@@ -60,11 +60,11 @@ def _float32():
     torch.set_default_dtype(torch.float32)  # half the time; the next test starts with its own
 
 
-# Measured: .38 and .37 with 60 steps, .63 of the dense network with as many, .74 to .78 without training.
+# Measured: .38, .37 and .14 with 60 steps, .63 of the dense network with as many, .74 to .92 without training.
 @pytest.mark.usefixtures("_float32")
-@pytest.mark.parametrize("name", ["sinkhorn", "attention"])
-def test_trained_networks_put_most_pieces_right(name):
-    assert looks_wrong(name, 60) < 0.45
+@pytest.mark.parametrize(("name", "most"), [("sinkhorn", 0.45), ("attention", 0.45), ("neighbours", 0.25)])
+def test_trained_networks_put_most_pieces_right(name, most):
+    assert looks_wrong(name, 60) < most
 
 
 @pytest.mark.usefixtures("_float32")
