@@ -136,12 +136,15 @@ def _draw(folder: Path, jobs: Sequence[Job], networks: Mapping[Job, tuple[LabelS
     columns: dict[str, Tensor] = {}
     tasks = tasks_of(replace(jobs[0], tasks=_DRAWN))
     for job in jobs:
-        scores, title = None, METHODS[job.method]
+        scores, title = networks[job][0] if job in networks else None, METHODS[job.method]
+        answer = answer_of(job, scores, tasks)
         if job in networks:
             scores, layer = networks[job]
             P = layer.eval()(scores(tasks.pieces, tasks.labels))
+            # pieces by where the answer has them, so that it is the diagonal
+            columns[f"matchings, {title}"] = P.take_along_dim(answer.argsort(-1)[..., None], -2)
             columns[f"soft, {title}"] = assemble(P, tasks.pieces, item_dim=3)
-        columns[title] = assembled(tasks, answer_of(job, scores, tasks))
+        columns[title] = assembled(tasks, answer)
     return draw_tasks(folder / f"assembled-{jobs[0].k}.png", tasks, columns)
 
 

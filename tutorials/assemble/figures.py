@@ -10,7 +10,7 @@ from matplotlib import pyplot as plt
 from torch import Tensor
 
 from tutorials.assemble.tasks import Tasks
-from tutorials.jigsaw.figures import show_picture
+from tutorials.jigsaw.figures import show_matrix, show_picture
 from tutorials.jigsaw.puzzle import join
 
 __all__ = ["draw_tasks"]
@@ -22,7 +22,8 @@ def draw_tasks(path: Path, tasks: Tasks, columns: Mapping[str, Tensor]) -> Path:
     Args:
         path: Of the picture.
         tasks: The tasks.
-        columns: By title, pieces at their positions, shape (batch, n, 1, height, width), hard or mixed.
+        columns: By title, pieces at their positions, hard or mixed, shape (batch, n, 1, height, width), or matrices of
+            pieces and positions, shape (batch, n, n).
 
     Returns:
         The path.
@@ -33,8 +34,11 @@ def draw_tasks(path: Path, tasks: Tasks, columns: Mapping[str, Tensor]) -> Path:
     )
     for column, (title, parts) in zip(axes.T, drawn.items(), strict=True):
         column[0].set_title(textwrap.fill(title, 16), fontsize=6)
-        for ax, picture in zip(column, join(parts), strict=True):
-            show_picture(ax, picture)
+        for ax, part in zip(column, parts, strict=True):
+            if part.ndim == 2:
+                show_matrix(ax, part)
+            else:
+                show_picture(ax, join(part))
     for ax, label in zip(axes[:, 0], tasks.labels.tolist(), strict=True):
         ax.set_ylabel(f"to a {label}", fontsize=7)
     figure.tight_layout()

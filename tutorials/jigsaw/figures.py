@@ -18,7 +18,7 @@ from pyro_gs import nn as gsnn
 from pyro_gs import to_matrix
 from tutorials.jigsaw.puzzle import Puzzles, join
 
-__all__ = ["Shown", "draw_solutions", "draw_temperatures", "show_picture"]
+__all__ = ["Shown", "draw_solutions", "draw_temperatures", "show_matrix", "show_picture"]
 
 TEMPERATURES = (10.0, 3.0, 1.0, 0.3, 0.1)
 """Of the figure about temperature, as factors of the one in training."""
