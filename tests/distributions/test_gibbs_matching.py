@@ -167,10 +167,16 @@ def test_empty_batches():
     assert law.enumerate_support().shape == (13, 0, 2, 3)
 
 
-@pytest.mark.parametrize("name", ["marginals", "entropy"])
-def test_logits_of_which_rounding_leaves_nothing_are_refused(name):
+@pytest.mark.parametrize(("name", "right"), [("marginals", [[0.0, 0.0, 1.0]]), ("entropy", 0.0)])
+def test_logits_of_which_rounding_leaves_nothing_are_refused_or_answered_right(name, right):
+    """Which of the two depends on the processor's way of summing; where sums lose the 1 the marginals were NaN."""
     law = GibbsMatching(torch.tensor([[0.0, 0.0, 3e38]], dtype=torch.float64), torch.zeros(1, dtype=torch.float64))
-    with pytest.raises(ValueError, match="logits differ by so much that float64 cannot tell what is left"):
-        getattr(law, name)()
+    found, refusal = None, ""
+    try:
+        found = getattr(law, name)()
+    except ValueError as error:
+        refusal = str(error)
+    assert (found is None) == ("logits differ by so much that float64 cannot tell what is left" in refusal)
+    assert found is None or torch.equal(found, torch.tensor(right, dtype=torch.float64))
     law = GibbsMatching(torch.tensor([[0.0, 0.0, 1e30]], dtype=torch.float64), torch.zeros(1, dtype=torch.float64))
     assert torch.equal(law.marginals(), torch.tensor([[0.0, 0.0, 1.0]], dtype=torch.float64))
