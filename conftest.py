@@ -7,8 +7,10 @@ import pyro
 import pytest
 import torch
 
-# The machines that run this have two cores; small matrices gain nothing from threads, and waiting for one costs much.
+# The machines that run this have two cores; small matrices gain nothing from threads, and waiting for one costs much, where
+# other programs have the cores very much. In the processes that tests start too.
 torch.set_num_threads(int(os.environ.get("PYRO_GS_TEST_THREADS", "1")))
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Scripts that run from top to bottom when they are imported; tests/tutorials and tests/packaging run them.
 _PAGES = ["first_permutation", "tracking", "linkage", "ranking", "ordering", "celegans/identify"]

@@ -100,13 +100,15 @@ html_additional_pages = {"index": "redirect.html"}  # the site's root leads to r
 
 nb_custom_formats = {".py": ["jupytext.reads", {"fmt": "py:percent"}]}
 nb_execution_mode = "cache"
-nb_execution_timeout = 1800
+nb_execution_timeout = 900  # seconds of a cell
 nb_execution_in_temp = True
 nb_execution_raise_on_error = True
 nb_merge_streams = True
 nb_output_stderr = "remove-warn"
 
-# for the kernels: they start in folders of their own, and tqdm complains where there are no widgets to draw bars with
+# for the kernels: they start in folders of their own; tqdm complains where there are no widgets to draw bars with; and two
+# threads wait for each other wherever another program has one of two cores: a page of 20 seconds took eight minutes
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
 os.environ["PYTHONWARNINGS"] = ",".join(filter(None, [os.environ.get("PYTHONWARNINGS"), "ignore:IProgress not found"]))
 
