@@ -12,7 +12,7 @@ from pyro_gs.ops.sinkhorn import sinkhorn
 __all__ = ["NeighbourScores"]
 
 _DEPTH = 2  # pixels from a border that are read
-_SWEEPS = 20  # of a round; the answer's own are to convergence
+_SWEEPS = 5  # of a round; the answer's own are to convergence
 _SMALL = 0.1  # differences of features above it count by their logarithm
 _FLOOR = 1e-6  # of the probability to be neighbours, for its logarithm
 
