@@ -56,8 +56,9 @@ def draw_solutions(path: Path, puzzles: Puzzles, answers: Sequence[Shown]) -> Pa
         show_picture(row[0], join(puzzles.pieces[0]))
         row[0].set_ylabel(textwrap.fill(shown.title, 18), fontsize=7)
         if shown.network is None:
-            row[1].axis("off")
-            row[2].axis("off")
+            for ax in row[1:3]:
+                ax.axis("off")
+                ax.set_box_aspect(1)  # as high as pictures, for the titles
         else:
             P = shown.network(puzzles.pieces)
             # rows by where they belong, so that what is right is on the diagonal
