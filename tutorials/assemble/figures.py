@@ -23,7 +23,7 @@ def draw_tasks(path: Path, tasks: Tasks, columns: Mapping[str, Tensor]) -> Path:
         path: Of the picture.
         tasks: The tasks.
         columns: By title, pieces at their positions, hard or mixed, shape (batch, n, 1, height, width), or matrices of
-            pieces and positions, shape (batch, n, n).
+            pieces and positions, shape (batch, n, n), in colours from 0 to the largest entry.
 
     Returns:
         The path.
@@ -36,7 +36,7 @@ def draw_tasks(path: Path, tasks: Tasks, columns: Mapping[str, Tensor]) -> Path:
         column[0].set_title(textwrap.fill(title, 16), fontsize=6)
         for ax, part in zip(column, parts, strict=True):
             if part.ndim == 2:
-                show_matrix(ax, part)
+                show_matrix(ax, part, float(part.max()))  # soft ones would be dark
             else:
                 show_picture(ax, join(part))
     for ax, label in zip(axes[:, 0], tasks.labels.tolist(), strict=True):

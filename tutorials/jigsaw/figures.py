@@ -105,9 +105,9 @@ def show_picture(ax: Axes, picture: Tensor) -> None:
     _bare(ax)
 
 
-def show_matrix(ax: Axes, matrix: Tensor) -> None:
-    """Show a matrix of probabilities."""
-    ax.imshow(matrix.detach().cpu().numpy(), cmap="viridis", vmin=0, vmax=1)
+def show_matrix(ax: Axes, matrix: Tensor, largest: float = 1.0) -> None:
+    """Show a matrix of probabilities, in colours from 0 to ``largest``."""
+    ax.imshow(matrix.detach().cpu().numpy(), cmap="viridis", vmin=0, vmax=largest)
     _bare(ax)
 
 
