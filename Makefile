@@ -13,7 +13,7 @@ BIN := $(VENV)/bin
 CELEGANS ?=
 SWEEP ?= --jobs 2
 # both cores, a file of tests at a time
-PYTEST ?= -n 2 --dist loadfile
+PYTEST ?= -n 2 --dist loadfile --durations 5
 
 .PHONY: celegans sorting jigsaw assemble celegans-seeds celegans-table1 celegans-table2 celegans-sweeps test docs docs-browser lint types bench soak matrix clean
 
