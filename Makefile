@@ -76,7 +76,7 @@ bench: $(VENV)/.installed
 
 # long runs: hostile inputs by the thousand, then memory, drift and cold temperatures
 soak: $(VENV)/.installed
-	$(BIN)/python -m pytest tests/hostile --hostile 2000
+	$(BIN)/python -m pytest tests/hostile --hostile 2000 --timeout 0
 	$(BIN)/python benchmarks/soak.py
 
 matrix: $(VENV)/.installed
