@@ -80,7 +80,7 @@ def errors(label: str, gauge: Gauge, particles: int) -> None:
 
 def own_samples(particles: int, draws: int) -> None:
     """Errors at the law's own samples: the dual point is ``S(-eps)``, so that neither logits nor temperature matter."""
-    print("| n | Laplace: mean error | largest | corrected: mean error | largest | noise of the reference |")
+    print("| $n$ | Laplace: mean error | largest | corrected: mean error | largest | noise of the reference |")
     print("| --- | --- | --- | --- | --- | --- |")
     for n in (4, 5, 6, 7, 8, 9, 10, 20, 40):
         torch.manual_seed(n)
@@ -93,12 +93,12 @@ TAILS = ((1.0, 1.0, 0.2), (1.0, 0.5, 1.0), (3.0, 1.0, 1.0), (3.0, 0.5, 1.0), (3.
 
 def tails(particles: int, draws: int) -> None:
     """Errors where a law without logits scores the sample of another."""
-    print("\n| n | logits | tau, tau_0 | Laplace: mean error | largest | corrected: mean error | largest | noise |")
+    print("\n| $n$ | logits | $\\tau, \\tau_0$ | Laplace: mean error | largest | corrected: mean error | largest | noise |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for n in (4, 5, 6, 7, 8, 9, 10, 20, 100):
         for scale, tau, tau_0 in TAILS:
             gauge = elsewhere(n, scale, tau, tau_0, draws)
-            errors(f"| {n} | {scale:g} N(0, 1) | {tau:g}, {tau_0:g}", gauge, particles if n < 100 else particles // 5)
+            errors(f"| {n} | ${scale:g} N(0, 1)$ | ${tau:g}, {tau_0:g}$", gauge, particles if n < 100 else particles // 5)
 
 
 def elsewhere(n: int, scale: float, tau: float, tau_0: float, draws: int) -> Gauge:
@@ -110,7 +110,7 @@ def elsewhere(n: int, scale: float, tau: float, tau_0: float, draws: int) -> Gau
 
 def sparse_masks(particles: int, draws: int) -> None:
     """Errors at the law's own samples where most pairs are forbidden."""
-    print("\n| n | allowed a row | Laplace: mean error | largest | corrected: mean error | largest | noise |")
+    print("\n| $n$ | allowed a row | Laplace: mean error | largest | corrected: mean error | largest | noise |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for n, width in ((5, 2), (9, 2), (9, 4), (10, 2), (20, 2), (40, 2), (20, 5), (40, 10), (100, 5)):
         torch.manual_seed(n)
@@ -121,27 +121,27 @@ def sparse_masks(particles: int, draws: int) -> None:
 
 def effective_shares(particles: int, draws: int) -> None:
     """Effective share of the particles of both importance samplers."""
-    print("\n| n | logits | tau, tau_0 | Gaussian: mean | smallest | directions: mean | smallest |")
+    print("\n| $n$ | logits | $\\tau, \\tau_0$ | Gaussian: mean | smallest | directions: mean | smallest |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for n in (5, 9, 20, 40):
         for scale, tau, tau_0 in ((0.0, 1.0, 1.0), *TAILS):
             shares = elsewhere(n, scale, tau, tau_0, draws).shares(particles)
             row = " | ".join(f"{float(x.mean()):.3f} | {float(x.min()):.4f}" for x in shares)
-            print(f"| {n} | {scale:g} N(0, 1) | {tau:g}, {tau_0:g} | {row} |", flush=True)
+            print(f"| {n} | ${scale:g} N(0, 1)$ | ${tau:g}, {tau_0:g}$ | {row} |", flush=True)
 
 
 def divergences(draws: int) -> None:
     """Noise KL, tightened KL and a Monte Carlo estimate of the true one, in nats."""
-    print("\n| n | logits | tau, tau_0 | noise KL | tightened | true KL |\n| --- | --- | --- | --- | --- | --- |")
+    print("\n| $n$ | logits | $\\tau, \\tau_0$ | noise KL | tightened | true KL |\n| --- | --- | --- | --- | --- | --- |")
     for n, scale, tau, tau_0 in ((8, 1.0, 0.5, 1.0), (20, 1.0, 1.0, 1.0), (20, 3.0, 1.0, 1.0)):
         torch.manual_seed(0)
         q = pgs.GumbelSinkhorn(tau, scale * torch.randn(n, n))
         p = pgs.GumbelSinkhorn(tau_0, torch.zeros(n, n))
         value = q.sample(torch.Size((draws,)))
         ratio = q.log_prob(value) - p.log_prob(value)
-        true = f"{float(ratio.mean()):.0f} +- {float(ratio.std()) / draws**0.5:.0f}"
+        true = f"{float(ratio.mean()):.0f} $\\pm$ {float(ratio.std()) / draws**0.5:.0f}"
         noise, tight = float(pgs.gumbel_noise_kl(q, p)), float(pgs.tightened_kl(q, p))
-        print(f"| {n} | {scale:g} N(0, 1) | {tau:g}, {tau_0:g} | {noise:,.0f} | {tight:,.0f} | {true} |", flush=True)
+        print(f"| {n} | ${scale:g} N(0, 1)$ | ${tau:g}, {tau_0:g}$ | {noise:,.0f} | {tight:,.0f} | {true} |", flush=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -148,7 +148,7 @@ def _key(row: dict[str, str]) -> tuple[float, int]:
 
 def print_table(rows: Sequence[dict[str, str]]) -> None:
     """Evidence less bound, median over the instances."""
-    print("| objective | " + " | ".join(f"tau = {tau:g}" for tau in TEMPERATURES) + " |")
+    print("| objective | " + " | ".join(rf"$\tau = {tau:g}$" for tau in TEMPERATURES) + " |")
     print("| --- |" + " --- |" * len(TEMPERATURES))
     for label in VARIANTS:
         cells = []
@@ -159,7 +159,8 @@ def print_table(rows: Sequence[dict[str, str]]) -> None:
                 if row["objective"] == label and float(row["temperature"]) == tau
             ]
             cells.append(f"{statistics.median(gaps):.2f} ({min(gaps):.2f}-{max(gaps):.2f})")
-        print(f"| {label} | " + " | ".join(cells) + " |")
+        name = label.replace(f"K = {WEIGHTED}", f"$K = {WEIGHTED}$")
+        print(f"| {name} | " + " | ".join(cells) + " |")
 
 
 def draw(rows: Sequence[dict[str, str]], out: Path) -> None:

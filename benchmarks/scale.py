@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import csv
 import math
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -156,6 +157,11 @@ def exponent(sizes: Sequence[int], times: Sequence[float]) -> float:
     return sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True)) / sum((a - mean_x) ** 2 for a in x)
 
 
+def typeset(row: str) -> str:
+    """Sizes as the page's formulas, ``n = 1,000`` for one."""
+    return re.sub(r"\b([nJT]) = (\d[\d,]*\d|\d)", lambda size: f"${size[1]} = {size[2].replace(',', '{,}')}$", row)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--repeats", type=int, default=2, help="timings a size (default: 2)")
@@ -179,7 +185,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         at = f"{series.axis} = {', '.join(f'{size:,}' for size in sizes)}"
         how = "timed" if sizes[-1] == target else f"{series.axis} = {target:,}"
         spent = ", ".join(f"{t:.3g}" for t in times)
-        print(f"| {series.operation} | {at} | {spent} | {slope:.2f} | {how} | {there:.3g} |", flush=True)
+        print(typeset(f"| {series.operation} | {at} | {spent} | {slope:.2f} | {how} | {there:.3g} |"), flush=True)
     if args.out is None and not args.quick:
         args.out = Path(__file__).parent / "results" / "scale.csv"
     if args.out is not None:

@@ -145,7 +145,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     rows = []
     print(f"k = {K} candidates a row, float64, one thread, torch {torch.__version__}\n")
-    print("| n | temperature | what | dense s | sparse s | ratio | dense MB | sparse MB | largest difference |")
+    print("| $n$ | temperature | what | dense s | sparse s | ratio | dense MB | sparse MB | largest difference |")
     print("| --- " * 9 + "|")
     for n in QUICK if args.quick else args.sizes:
         k = min(K, n // 3)

@@ -88,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for variant, tau, seed in tqdm(jobs):
         objective, anneal = VARIANTS[variant]
         errors.setdefault((variant, tau), []).append(fit_error(instances[seed], tau, objective, anneal, args.steps))
-    print("| objective | " + " | ".join(f"tau = {tau:g}" for tau in TEMPERATURES) + " |")
+    print("| objective | " + " | ".join(rf"$\tau = {tau:g}$" for tau in TEMPERATURES) + " |")
     print("| --- |" + " --- |" * len(TEMPERATURES))
     figure, ax = plt.subplots(figsize=(6.5, 3.6), dpi=120)
     for place, variant in enumerate(VARIANTS):
