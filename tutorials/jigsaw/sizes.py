@@ -39,7 +39,7 @@ _SHOWN = ("chance", "border", "dense", "sinkhorn", "gumbel", "attention", "neigh
 
 SIZES: dict[str, Size] = {
     "quick": Size((2,), (2,), _SHOWN, (0,), 20, 50),
-    "default": Size((2, 3, 4), (2, 3), _SHOWN, (0, 1, 2), 400, 1000),
+    "default": Size((2, 3, 4), (3,), _SHOWN, (0, 1, 2), 400, 1000),
     "full": Size((2, 3, 4, 5, 6), (2, 3, 4), tuple(METHODS), (0, 1, 2), 4000, 1000),
 }
 """By the name of the option; ``default`` without one."""
