@@ -22,9 +22,9 @@ class NeighbourScores(nn.Module):
 
     Every two borders are compared: how likely is each other piece, or none, to the right of a piece, to its left, below and
     above? Then come rounds. In each, a piece is as likely at a position as what the last round's Sinkhorn matrix has at the
-    neighbouring positions is likely beside it, and at the frame as it is likely to have none there. These are
-    sweeps towards the quadratic assignment that `tutorials.jigsaw.border` searches for, with misfits that are learned:
-    messages between neighbouring positions, each the logarithm of a mean over the last round's doubly stochastic matrix.
+    neighbouring positions is likely beside it, and at the frame as it is likely to have none there. These are sweeps towards
+    the quadratic assignment that `tutorials.jigsaw.border` searches for, with misfits that are learned: messages between
+    neighbouring positions, each the logarithm of a mean over the last round's doubly stochastic matrix.
 
     Args:
         items: From pieces to ``features`` numbers each.

@@ -56,13 +56,56 @@ def test_no_piece_is_its_own_neighbour():
     assert neighbours[..., :4].exp().diagonal(dim1=-2, dim2=-1).abs().max() == 0
 
 
-def test_a_border_that_goes_on_unchanged_fits_best():
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_border_that_goes_on_unchanged_fits_best(turned):
     """Untrained: the same features on both sides, from the border inwards."""
     ramps = [torch.linspace(i / 3, (i + 1) / 3, 8).expand(8, 8) for i in range(3)]  # one ends as grey as the next begins
-    _, neighbours = scores(4).compared(torch.stack([*ramps, torch.ones(8, 8)])[None, :, None])
-    assert neighbours[0, 0, 0, :4].argmax() == 1
-    assert neighbours[0, 0, 1, :4].argmax() == 2
-    assert neighbours[0, 1, 2, :4].argmax() == 1
+    pieces = torch.stack([*ramps, torch.ones(8, 8)])[None, :, None]
+    _, neighbours = scores(4).compared(pieces.mT if turned else pieces)
+    after, before = neighbours[0, 2 * turned], neighbours[0, 2 * turned + 1]
+    assert after[0, :4].argmax() == 1
+    assert after[1, :4].argmax() == 2
+    assert before[2, :4].argmax() == 1
+
+
+def test_the_frame_alone_tells_the_corners():
+    """Pieces of 2 x 2 are told apart by the sides that have no neighbour; which piece is where else is not known."""
+    shown = puzzles(2)
+    neighbours = torch.stack([right_neighbours(index.tolist(), 2) for index in shown.index])
+    neighbours[..., :4] = 0.25
+    logits = scores(4).arranged(torch.zeros(3, 4, 4), (neighbours + 1e-9).log())
+    assert torch.equal(to_index(matching(logits)), shown.index)
+
+
+def test_what_either_neighbour_sees_counts_alike():
+    """That j is to the right of i, as i sees it, says what j sees to its left; above and below likewise."""
+    network, alone = scores(9), torch.randn(2, 9, 9)
+    neighbours = torch.randn(2, 4, 9, 10).log_softmax(-1)
+    other = torch.cat([neighbours[:, [1, 0, 3, 2], :, :9].mT, neighbours[..., 9:]], -1)
+    assert torch.allclose(network.arranged(alone, neighbours), network.arranged(alone, other))
+    assert not torch.allclose(network.arranged(alone, neighbours), network.arranged(alone, neighbours.flip(1)))
+
+
+def test_rounds_carry_what_is_known_of_one_piece_to_all():
+    """One piece's place and all neighbours are known, the frame is not; the farthest piece is six neighbours away."""
+    shown, network = puzzles(4), scores(16)
+    neighbours = torch.stack([right_neighbours(index.tolist(), 4) for index in shown.index])
+    neighbours[..., 16] = 0.5
+    alone = torch.zeros(3, 16, 16)
+    corner = (shown.index == 0).nonzero()[:, 1]
+    alone[torch.arange(3), corner, 0] = 20.0
+    found = to_index(matching(network.arranged(alone, (neighbours + 1e-9).log())))
+    assert torch.equal(found, shown.index)
+    network.rounds = 1
+    found = to_index(matching(network.arranged(alone, (neighbours + 1e-9).log())))
+    assert not (found == shown.index).all(-1).any()
+
+
+def test_what_pieces_see_of_each_other_is_heard():
+    network, pieces = scores(4), puzzles(2).pieces
+    before = network(pieces)
+    network.sets = torch.nn.Tanh()
+    assert not torch.allclose(network(pieces), before)
 
 
 @pytest.mark.parametrize("pixels", [1, 2, 5])
