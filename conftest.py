@@ -27,6 +27,17 @@ def pytest_configure(config):
     config.hostile_tried = collections.Counter()
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    """A process of ``-n`` is through: add what it tried."""
+    node.config.hostile_tried.update(getattr(node, "workeroutput", {}).get("hostile_tried", {}))
+
+
+def pytest_sessionfinish(session):
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["hostile_tried"] = dict(session.config.hostile_tried)
+
+
 def pytest_terminal_summary(terminalreporter, config):
     tried = config.hostile_tried
     if tried:
