@@ -6,7 +6,7 @@
 #   make docs-browser   the site, then every page of it in headless Chromium, wide and narrow, light and dark
 # Beside them: make sorting, jigsaw, assemble (Sinkhorn networks), celegans-seeds (the guide over five seeds with 90 s each),
 # celegans-table1, celegans-table2 and celegans-sweeps (hours; all go on where they were), lint, types, bench, soak
-# (an hour: hostile input, memory, cold temperatures), matrix (nox: interpreters and versions of what we depend on).
+# (two hours: hostile input, memory, cold temperatures), matrix (nox: interpreters and versions of what we depend on).
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -76,7 +76,7 @@ bench: $(VENV)/.installed
 
 # long runs: hostile inputs by the thousand, then memory, drift and cold temperatures
 soak: $(VENV)/.installed
-	$(BIN)/python -m pytest tests/hostile --hostile 2000 --timeout 0
+	$(BIN)/python -m pytest tests/hostile --hostile 1000 --timeout 0 -n 2 --dist worksteal
 	$(BIN)/python benchmarks/soak.py
 
 matrix: $(VENV)/.installed

@@ -106,15 +106,22 @@ class GibbsMatching(MatrixLaw):
         super(GibbsMatching, new).__init__(batch_shape, self.event_shape, self._validate_args)
         return new
 
+    def _distinct(self) -> tuple[Tensor, Tensor | None]:
+        """Logits and scores of unmatched rows of one batch shape, once for items that were expanded."""
+        logits = unexpanded(self.logits, 2)
+        if self.unmatched is None:
+            return logits, None
+        scores = unexpanded(self.unmatched, 1)
+        batch = torch.broadcast_shapes(logits.shape[:-2], scores.shape[:-1])
+        return logits.expand(batch + self.event_shape), scores.expand(batch + self.event_shape[:1])
+
     def _log_sum(self, logits: Tensor, unmatched: Tensor | None) -> Tensor:
-        """Log-normalizer for parameters like the law's, float64, once for items that were expanded."""
-        scores = None if unmatched is None else unexpanded(unmatched, 1)
-        total = log_assignment_sum(Assignment(unexpanded(logits, 2), scores, self.capacities))
-        return total.expand(self.batch_shape)
+        """Log-normalizer in float64, shape (...), of logits (..., n, m) and scores (..., n) with the law's capacities."""
+        return log_assignment_sum(Assignment(logits, unmatched, self.capacities))
 
     def log_normalizer(self) -> Tensor:
         """Log-sum of the weights of all assignments, nats, of the batch shape; differentiable any number of times."""
-        return self._log_sum(self.logits, self.unmatched).to(self.logits.dtype)
+        return self._log_sum(*self._distinct()).expand(self.batch_shape).to(self.logits.dtype)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-probability of assignments, shape broadcast of their batch with the batch shape.
@@ -170,15 +177,15 @@ class GibbsMatching(MatrixLaw):
         Raises:
             ValueError: logits so far apart that rounding is all that is left of what they differ by.
         """
-        scores = self.unmatched
-        parameters = [self.logits] if scores is None else [self.logits, scores]
+        logits, scores = self._distinct()
+        parameters = [logits] if scores is None else [logits, scores]
         keep = torch.is_grad_enabled() and any(part.requires_grad for part in parameters)
         with torch.enable_grad():
-            x = self.logits if keep and self.logits.requires_grad else self.logits.detach().requires_grad_()
+            x = logits if keep and logits.requires_grad else logits.detach().requires_grad_()
             total = self._log_sum(x, scores if keep or scores is None else scores.detach()).sum()
             (mean,) = torch.autograd.grad(total, x, create_graph=keep)
         check_resolved(mean - 1.0)
-        return mean
+        return mean.expand(self.batch_shape + self.event_shape)
 
     @property
     def mean(self) -> Tensor:

@@ -14,6 +14,7 @@ from pyro_gs.distributions.gauge import log_integral
 from pyro_gs.distributions.matrix_law import MatrixLaw
 from pyro_gs.distributions.permutation_law import check_value_shape
 from pyro_gs.distributions.relaxed import RelaxedPermutation, log_of, plain
+from pyro_gs.ops.batching import own_memory
 from pyro_gs.ops.gumbel import gumbel_noise
 from pyro_gs.ops.implicit import scale
 from pyro_gs.ops.laplacian import component_logdet
@@ -117,7 +118,7 @@ class GumbelSinkhorn(MatrixLaw):
         event_shape = logits.shape[-2:]
         self._support = find_support(logits.detach() > -torch.inf).expand(batch_shape)
         self.temperature = tau.expand(batch_shape)
-        logits = logits.expand(batch_shape + event_shape)
+        logits = own_memory(logits, 2).expand(batch_shape + event_shape)
         allowed = self._support.allowed
         self.logits = logits if allowed is None else torch.where(allowed, logits, -torch.inf)
         self.num_particles = num_particles
@@ -165,7 +166,7 @@ class GumbelSinkhorn(MatrixLaw):
             num_samples: number of draws, at least 1; the standard error falls with its root. Differentiable.
 
         Raises:
-            ValueError: ``num_samples`` is no integer of at least 1.
+            ValueError: ``num_samples`` is no integer of at least 1, or logits of which rounding leaves no density.
         """
         check_count(num_samples, "num_samples", least=1)
         return -self.log_prob(self.rsample(torch.Size((num_samples,)))).mean(0)
@@ -204,7 +205,8 @@ class GumbelSinkhorn(MatrixLaw):
 
         Raises:
             ValueError: another event shape, not doubly stochastic, mass on a forbidden pair, or a zero at an
-                allowed pair (a matrix on the boundary, or one whose entries underflowed and lost their logarithm).
+                allowed pair (a matrix on the boundary, or one whose entries underflowed and lost their logarithm), or
+                logits of which rounding leaves no density.
         """
         bound = value.bound if isinstance(value, RelaxedPermutation) else None
         if bound is not None:
@@ -221,7 +223,13 @@ class GumbelSinkhorn(MatrixLaw):
         log_k = x - tau[..., None, None] * finite
         gauge, dof = _dual_terms(log_k, support, self.num_particles)
         jacobian = component_logdet(log_p, support) - finite.sum((-2, -1))
-        return (dof * tau.log() + gauge + jacobian).to(self.logits.dtype)
+        density = dof * tau.log() + gauge + jacobian
+        if bool(density.detach().isnan().any()):
+            raise ValueError(
+                "logits differ by so much at this temperature that float64 cannot tell the density; forbid pairs by -inf, "
+                "not by large numbers"
+            )
+        return density.to(self.logits.dtype)
 
     def _checked_log(self, value: Tensor) -> tuple[Tensor, torch.Size]:
         """``log(value)`` on the support in float64, broadcast, and its batch shape."""

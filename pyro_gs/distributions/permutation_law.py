@@ -13,6 +13,7 @@ from torch.distributions import constraints as torch_constraints
 from pyro_gs.distributions import constraints
 from pyro_gs.distributions.matrix_law import MatrixLaw
 from pyro_gs.distributions.relaxed import RelaxedPermutation
+from pyro_gs.ops.batching import own_memory
 from pyro_gs.ops.logits import check_logits, check_magnitude, describe, first_position
 from pyro_gs.ops.matching import to_matrix
 from pyro_gs.ops.permanent import log_count
@@ -158,7 +159,7 @@ class LogitsLaw(PermutationLaw):
         check_magnitude(logits, "logits")
         self._support = find_support(logits.detach() > -torch.inf, warn=False)
         allowed = self._support.allowed
-        self.logits = logits if allowed is None else torch.where(allowed, logits, -torch.inf)
+        self.logits = own_memory(logits, 2) if allowed is None else torch.where(allowed, logits, -torch.inf)
         super().__init__(logits.shape[:-2], logits.shape[-1], validate_args)
 
     @classmethod

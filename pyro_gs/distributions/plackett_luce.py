@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.distributions import constraints as torch_constraints
 
 from pyro_gs.distributions.permutation_law import PermutationLaw
-from pyro_gs.ops.batching import unexpanded
+from pyro_gs.ops.batching import own_memory, unexpanded
 from pyro_gs.ops.gumbel import gumbel_noise
 from pyro_gs.ops.matching import to_matrix
 from pyro_gs.ops.plackett_luce import SUBSET_LIMIT, position_probabilities, ranking_entropy, ranking_log_prob
@@ -58,7 +58,7 @@ class PlackettLuce(PermutationLaw):
 
     def __init__(self, scores: Tensor, validate_args: bool | None = None) -> None:
         check_scores(scores)
-        self.scores = scores
+        self.scores = own_memory(scores, 1)
         batch_shape, n = scores.shape[:-1], scores.shape[-1]
         self._support = Support(torch.Size((*batch_shape, n, n)))
         super().__init__(batch_shape, n, validate_args)

@@ -14,6 +14,7 @@ from pyro_gs.distributions.matrix_law import MatrixLaw
 from pyro_gs.distributions.permutation_law import check_value_shape
 from pyro_gs.distributions.plackett_luce import PlackettLuce
 from pyro_gs.distributions.relaxed import RelaxedPermutation, log_of
+from pyro_gs.ops.batching import own_memory
 from pyro_gs.ops.gumbel import gumbel_noise
 from pyro_gs.ops.logits import cast_temperature, check_floating, describe, first_position
 from pyro_gs.ops.ranking import broadcast_parameter, centered, check_scores, log_neural_sort, neural_sort_scores
@@ -85,7 +86,7 @@ class RelaxedPlackettLuce(MatrixLaw):
         tau = cast_temperature(temperature, scores)
         batch_shape, n = broadcast_parameter(tau, "temperature", scores.shape[:-1], "scores"), scores.shape[-1]
         self.temperature = tau.expand(batch_shape)
-        self.scores = scores.expand((*batch_shape, n))
+        self.scores = own_memory(scores, 1).expand((*batch_shape, n))
         super().__init__(batch_shape, torch.Size((n, n)), validate_args)
 
     @torch_constraints.dependent_property(is_discrete=False, event_dim=2)

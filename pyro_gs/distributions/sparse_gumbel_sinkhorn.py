@@ -156,7 +156,7 @@ class SparseGumbelSinkhorn(MatrixLaw):
             num_samples: number of draws, at least 1; the standard error falls with its root. Differentiable.
 
         Raises:
-            ValueError: ``num_samples`` is no integer of at least 1.
+            ValueError: ``num_samples`` is no integer of at least 1, or logits of which rounding leaves no density.
         """
         check_count(num_samples, "num_samples", least=1)
         return -self.log_prob(self.rsample(torch.Size((num_samples,)))).mean(0)
@@ -195,7 +195,8 @@ class SparseGumbelSinkhorn(MatrixLaw):
             value: shape (..., n, k).
 
         Raises:
-            ValueError: another event shape, not doubly stochastic, mass on a forbidden pair, or a zero at an allowed pair.
+            ValueError: another event shape, not doubly stochastic, mass on a forbidden pair, a zero at an allowed pair, or
+                logits of which rounding leaves no density.
         """
         batch = check_value_shape(value, self.event_shape, self.batch_shape)
         check_floating(value, "value")

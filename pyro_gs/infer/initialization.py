@@ -56,6 +56,7 @@ def init_to_matching(matrices: Mapping[str, Tensor], strength: float = 5.0) -> C
         A function of a site's name and its allowed pairs.
 
     Raises:
+        TypeError: at the call, allowed pairs that are not booleans.
         ValueError: a matrix is no permutation, or ``strength`` is not positive; at the guide's first call, another shape
             than the site's, or a matched pair that its prior forbids.
 
@@ -73,6 +74,8 @@ def init_to_matching(matrices: Mapping[str, Tensor], strength: float = 5.0) -> C
     def init(name: str, allowed: Tensor) -> Tensor | None:
         if name not in matrices:
             return None
+        if allowed.dtype != torch.bool:
+            raise TypeError(f"allowed must have dtype bool, but has {allowed.dtype}")
         P = matrices[name].to(allowed.device)
         P = P if P.is_floating_point() else P.to(torch.get_default_dtype())
         if P.shape != allowed.shape:

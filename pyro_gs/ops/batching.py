@@ -64,6 +64,17 @@ def apply_batched(function: Any, info: Any, in_dims: tuple[Any, ...], args: tupl
     return out, (0 if isinstance(out, Tensor) else (0,) * len(out))
 
 
+def own_memory(x: Tensor, event_dim: int) -> Tensor:
+    """A parameter as given, or, if it has a gradient and expanded batch dimensions (stride 0), a copy.
+
+    So that what :func:`unexpanded` cuts is only what a law has expanded itself: it hands the gradient of all items to the
+    first of them, which is right for what was expanded, and wrong for a tensor that was given like this.
+    """
+    batch = range(x.dim() - event_dim)
+    shared = x.requires_grad and any(x.stride(dim) == 0 and x.shape[dim] > 1 for dim in batch)
+    return x.contiguous() if shared else x
+
+
 def unexpanded(x: Tensor, event_dim: int) -> Tensor:
     """The tensor with expanded batch dimensions (stride 0) cut to size one."""
     for dim in range(x.dim() - event_dim):

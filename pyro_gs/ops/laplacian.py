@@ -297,7 +297,17 @@ class _Grounded(torch.autograd.Function):
                 "log_p must hold logarithms of doubly stochastic matrices, none above 0, but is "
                 f"{float(log_p[at]):g} at {at}"
             )
-        return grounded_nodes(find_support(log_p > -torch.inf, "log_p", prune=False), log_p)
+        support = find_support(log_p > -torch.inf, "log_p", prune=False)
+        least = -math.log(max(1, log_p.shape[-1])) - 0.1  # of n entries that sum to one the largest is 1 / n or more
+        for dim, name in ((-1, "row"), (-2, "column")) if log_p.numel() else ():
+            low = log_p.amax(dim) < least
+            if bool(low.any()):
+                at = first_position(low)
+                raise ValueError(
+                    f"log_p must hold logarithms of doubly stochastic matrices, but the largest entry of {name} {at} is "
+                    f"{float(log_p.amax(dim)[at]):g}, and the sum not one"
+                )
+        return grounded_nodes(support, log_p)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -421,7 +431,14 @@ class LaplacianSolve(torch.autograd.Function):
         # -y' dL x with (L x)_j = sum_k W_jk (x_j - x_k) and W = P'P.
         py, px, pxy = (p @ column[..., None] for column in (y, x, x * y))
         row, a, b = p.sum(-1, keepdim=True), x[..., None, :], y[..., None, :]
-        return a * py + b * px - pxy - row * a * b, None, None, y
+        slope = a * py + b * px - pxy - row * a * b
+        with contextlib.suppress(RuntimeError):  # vmap hides values
+            if not bool(slope.isfinite().all()):
+                size = float(x.abs().max())
+                raise OverflowError(
+                    f"the gradient at solutions of up to {size:.3g} overflows in {p.dtype}; divide b by a constant"
+                )
+        return slope, None, None, y
 
     @staticmethod
     def jvp(ctx: Any, p_t: Tensor | None, _1: Any, _2: Any, right_t: Tensor | None) -> Tensor:
@@ -455,8 +472,8 @@ def laplacian_logdet(log_p: Tensor) -> Tensor:
 
     Raises:
         TypeError: not a float32 or float64 tensor.
-        ValueError: not square, an entry is NaN or above zero (a tenth is let pass as rounding), or the allowed entries hold
-            no permutation or lack total support.
+        ValueError: not square, an entry is NaN or above zero (a tenth is let pass as rounding), a row or column has no entry
+            that is large enough for a sum of one, or the allowed entries hold no permutation or lack total support.
 
     Example:
         >>> import torch
@@ -484,7 +501,9 @@ def laplacian_solve(log_p: Tensor, b: Tensor) -> Tensor:
     Raises:
         TypeError: not float32 or float64 tensors.
         ValueError: shapes do not fit, an entry of ``b`` is not finite, one of ``log_p`` is NaN or above zero (a tenth is let
-            pass as rounding), the allowed entries of ``log_p`` lack total support, or the solution overflows.
+            pass as rounding), a row or column of it has no entry that is large enough, the allowed entries of ``log_p`` lack
+            total support, or the solution overflows.
+        OverflowError: in the backward pass, the gradient in ``log_p`` overflows.
 
     Example:
         >>> import torch

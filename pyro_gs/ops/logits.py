@@ -12,6 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from pyro_gs.ops.batching import own_memory
+
 _LARGEST = 1e150
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -143,7 +145,7 @@ def cast_temperature(temperature: float | Tensor, like: Tensor, name: str = "tem
         check_temperature(tau, name, zero=zero)
     except ValueError as error:
         raise ValueError(f"{error} in {like.dtype}") from None
-    return tau
+    return own_memory(tau, 0)
 
 
 def check_count(value: int, name: str, *, least: int) -> None:

@@ -22,6 +22,7 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
+from pyro_gs.ops.batching import own_memory
 from pyro_gs.ops.logits import check_entries, check_floating, check_magnitude, describe, first_position, warn_user
 from pyro_gs.ops.support import SupportWarning, find_support, hall_violator, unravel
 
@@ -72,7 +73,7 @@ class Assignment:
             scores = torch.as_tensor(unmatched, dtype=None if isinstance(unmatched, Tensor) else logits.dtype)
             check_floating(scores, "unmatched")
             check_magnitude(scores, "unmatched")
-            scores = scores.to(logits)
+            scores = own_memory(scores.to(logits), 1)
             try:
                 batch = torch.broadcast_shapes(scores.shape, logits.shape[:-1])[:-1]
                 scores = scores.expand(*batch, n)
@@ -89,10 +90,10 @@ class Assignment:
                     f"unmatched{describe(tuple(item))} is {float(detached[where])} for row {row}; it must be finite, or "
                     "-inf where a row must be matched"
                 )
-            logits = logits.expand(*batch, n, m)
+            logits = own_memory(logits, 2).expand(*batch, n, m)
             if detached.numel() == 0 or bool((detached > -torch.inf).any()):
                 self.unmatched = scores
-        self.logits = logits
+        self.logits = own_memory(logits, 2) if unmatched is None else logits
 
     @property
     def shape(self) -> tuple[int, int]:

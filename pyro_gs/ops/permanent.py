@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from pyro_gs.ops.assignment_sums import log_assignment_sum
-from pyro_gs.ops.batching import unexpanded
+from pyro_gs.ops.batching import own_memory, unexpanded
 from pyro_gs.ops.implicit import SinkhornSolution, check_resolved, scale
 from pyro_gs.ops.logits import check_logits, check_magnitude, describe
 from pyro_gs.ops.padding import Assignment, Capacities
@@ -96,7 +96,7 @@ def log_permanent(
     check_logits(logits)
     check_magnitude(logits, "logits")
     support = find_support(logits.detach() > -torch.inf, warn=False)
-    return log_normalizer(logits, support, method).to(logits.dtype)
+    return log_normalizer(own_memory(logits, 2), support, method).to(logits.dtype)
 
 
 def log_permanent_bounds(logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -120,6 +120,7 @@ def log_permanent_bounds(logits: Tensor) -> tuple[Tensor, Tensor]:
     check_logits(logits)
     check_magnitude(logits, "logits")
     support = find_support(logits.detach() > -torch.inf, warn=False)
+    logits = own_memory(logits, 2)
 
     bethe, sinkhorn = (log_normalizer(logits, support, method) for method in ("bethe", "sinkhorn_upper"))
     low = torch.maximum(bethe, sinkhorn - _sinkhorn_gap(support).to(sinkhorn))
@@ -175,7 +176,7 @@ def log_normalizer(logits: Tensor, support: Support, method: Method = "exact") -
         log_b = torch.where(log_b > -torch.inf, log_b, _NOTHING)
         value = _bethe_energy(z, log_b, log_others(log_b, -1))
     else:
-        value = _bethe_energy(z, *_beliefs(z.detach(), support))
+        value = _bethe_energy(z, *_beliefs(x.detach(), z.detach(), support))
     return (value + shift).expand(batch)
 
 
@@ -302,7 +303,7 @@ def marginals(logits: Tensor, support: Support, method: Method = "exact") -> Ten
     if method.startswith("sinkhorn"):
         out = scale(x, support, tol=_TOL, max_iter=500, relative=False).log_p.exp()
     elif method.startswith("bethe"):
-        log_b, _ = _beliefs(balance(x.detach(), support), support)
+        log_b, _ = _beliefs(x.detach(), balance(x.detach(), support), support)
         out = log_b.exp()
     else:
         z = balance(x, support)
@@ -349,15 +350,16 @@ def _bethe_energy(z: Tensor, log_b: Tensor, log_rest: Tensor) -> Tensor:
     return (energy + log_rest.exp() * log_rest).sum((-2, -1))
 
 
-def _beliefs(z: Tensor, support: Support, *, tol: float = 1e-9, max_iter: int = 10_000) -> tuple[Tensor, Tensor]:
-    """Logarithms of the Bethe beliefs and of what they leave, by message passing from a scaled matrix.
+def _beliefs(x: Tensor, z: Tensor, support: Support, *, tol: float = 1e-9, max_iter: int = 10_000) -> tuple[Tensor, Tensor]:
+    """Logarithms of the Bethe beliefs and of what they leave, by message passing from a scaled matrix ``z`` of ``x``.
 
     In components of one and two rows the Bethe permanent is the largest product, and no message says more.
     """
     size = rows_of_component(support, z)[..., None]
     allowed = z > -torch.inf
-    certain = allowed & ((size == 1) | ((size == 2) & (z > math.log(0.5))))
-    out = ~allowed | ((size == 2) & (z < math.log(0.5)))
+    ahead = _ahead(x, allowed & (size == 2))
+    certain = allowed & ((size == 1) | (ahead > 0))
+    out = ~allowed | (ahead < 0)
     active = allowed & (size > 2)
     z = torch.where(allowed, z, _NOTHING)
     across = down = torch.zeros_like(z)
@@ -372,6 +374,26 @@ def _beliefs(z: Tensor, support: Support, *, tol: float = 1e-9, max_iter: int = 
     log_b = torch.nn.functional.logsigmoid(log_odds).masked_fill(certain, 0.0).masked_fill(out, _NOTHING)
     log_rest = torch.nn.functional.logsigmoid(-log_odds).masked_fill(certain, _NOTHING).masked_fill(out, 0.0)
     return log_b, log_rest
+
+
+def _ahead(x: Tensor, pairs: Tensor) -> Tensor:
+    """By how much the product with an entry is larger than the other one, in components of two rows; else zero.
+
+    By differences within rows, so that all four entries say the same whatever is lost to rounding.
+
+    Args:
+        x: logits, (..., n, n).
+        pairs: bool (..., n, n), the entries of components of two rows, two in a row.
+    """
+    mask, last = pairs.byte(), x.shape[-1] - 1
+    column, other = mask.argmax(-1, keepdim=True), last - mask.flip(-1).argmax(-1, keepdim=True)
+    lead = x.gather(-1, column) - x.gather(-1, other)
+    rows = mask.argmax(-2, keepdim=True) + last - mask.flip(-2).argmax(-2, keepdim=True)  # the sum of the two, by column
+    partner = rows.mT.gather(-2, column) - torch.arange(last + 1, device=x.device)[:, None]
+    lead = torch.where(pairs.any(-1, keepdim=True), lead, 0.0)
+    ahead = lead - lead.gather(-2, partner.clamp(0, last))
+    first = torch.arange(last + 1, device=x.device) == column
+    return torch.where(pairs, torch.where(first, ahead, -ahead), 0.0)
 
 
 def log_count(support: Support, allowed: Tensor) -> tuple[Tensor, Tensor]:

@@ -178,6 +178,18 @@ def check_sample_shapes(fixture, small, large):
             assert close(small.log_prob(value).expand(large.batch_shape), found)
 
 
+@only(lambda f: is_discrete(f) and f.law is not pyro_gs.GumbelMatching, "what a law has exactly, not by draws")
+def test_items_of_an_expanded_law_are_alike(law):
+    # what test_distributions.py leaves to each law
+    for name in ("mean", "marginals", "mode", "entropy", "log_normalizer"):
+        with contextlib.suppress(NotImplementedError, AttributeError):
+            want = getattr(law, name)
+            for shape in ((3,), (2, 1)):
+                found = getattr(law.expand((*shape, *law.batch_shape)), name)
+                found, one = (each() if callable(each) else each for each in (found, want))
+                assert close(found, one.expand(*shape, *one.shape)), name
+
+
 @pytest.mark.parametrize("sample_shape", [(), (2, 3)])
 def test_expand_by_and_expand_new_dim(fixture, law, sample_shape):
     # test_distributions.py: test_expand_by, test_expand_new_dim

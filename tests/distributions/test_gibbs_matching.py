@@ -180,3 +180,16 @@ def test_logits_of_which_rounding_leaves_nothing_are_refused_or_answered_right(n
     assert found is None or torch.equal(found, torch.tensor(right, dtype=torch.float64))
     law = GibbsMatching(torch.tensor([[0.0, 0.0, 1e30]], dtype=torch.float64), torch.zeros(1, dtype=torch.float64))
     assert torch.equal(law.marginals(), torch.tensor([[0.0, 0.0, 1.0]], dtype=torch.float64))
+
+
+def test_logits_that_were_given_expanded():
+    """Items that share their memory have marginals and gradients each of its own, also where the score differs."""
+    shared, weight = torch.randn(1, 3, 2), torch.tensor([1.0, 5.0])
+    unmatched = torch.tensor([[0.0, 1.0, 2.0], [2.0, 0.0, -1.0]])
+    for given in (shared.expand(2, 3, 2), shared.repeat(2, 1, 1)):
+        x = given.detach().requires_grad_()
+        for scores in (unmatched, unmatched[:1].expand(2, 3)):
+            law, apart = GibbsMatching(x, unmatched=scores), [GibbsMatching(shared[0], unmatched=each) for each in scores]
+            assert torch.allclose(law.marginals(), torch.stack([each.marginals() for each in apart]), atol=1e-12)
+            (found,) = torch.autograd.grad((weight * law.log_normalizer()).sum(), x)
+            assert torch.allclose(found, weight[:, None, None] * law.marginals(), atol=1e-12)

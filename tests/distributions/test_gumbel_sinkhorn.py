@@ -8,7 +8,7 @@ from pyro.distributions.testing.gof import auto_goodness_of_fit
 from scipy import integrate, stats
 from torch.distributions import biject_to
 
-from pyro_gs import GumbelSinkhorn, matching, to_index
+from pyro_gs import GumbelSinkhorn, SparseGumbelSinkhorn, matching, to_index
 from pyro_gs.distributions.relaxed import RelaxedPermutation
 
 GOLDEN = pathlib.Path(__file__).parents[3] / "shared" / "theory" / "golden.json"
@@ -463,3 +463,14 @@ def test_entries_on_no_permutation_are_dropped_with_a_warning():
     assert torch.equal(torch.as_tensor(law.sample()), torch.eye(2))
     assert float(law.log_prob(torch.eye(2))) == 0.0
     assert to_index(law.mode).tolist() == [0, 1]
+
+
+@pytest.mark.filterwarnings("ignore::pyro_gs.SinkhornWarning")
+def test_a_density_that_rounding_leaves_nothing_of_is_refused():
+    """Found by hostile input; it was NaN."""
+    x = torch.diag(torch.tensor([0.0, -1e30, 3e38, 1e30]))
+    law = GumbelSinkhorn(1e4, x.expand(2, 4, 4))
+    with pytest.raises(ValueError, match="logits differ by so much .* forbid pairs by -inf"):
+        law.log_prob(law.rsample())
+    with pytest.raises(ValueError, match="logits differ by so much"):
+        SparseGumbelSinkhorn(1e4, x, torch.arange(4).expand(4, 4)).entropy()

@@ -359,3 +359,8 @@ def test_hard_draws_on_the_plain_model_are_refused(objective):
     with pytest.raises(ValueError, match=r"UniformPermutation in the model, which is not relaxed; write SVI\(pyro_gs.relax"):
         Trace_ELBO().loss(model, guide)
     assert Trace_ELBO().loss(pgs.relax(model), guide) < 1e6
+
+
+def test_allowed_pairs_must_be_booleans():
+    with pytest.raises(TypeError, match=r"allowed must have dtype bool, but has torch\.float64"):
+        init_to_matching({"P": torch.eye(2)})("P", torch.ones(2, 2))

@@ -110,3 +110,21 @@ def test_a_solution_that_overflows_is_refused():
         laplacian_solve(log_p, b * 1e305)
     with pytest.raises(ValueError, match="overflow in torch.float32"):
         laplacian_solve(log_p, b.float() * 1e35)
+
+
+def test_a_matrix_without_mass_is_refused():
+    log_p = torch.zeros(2, 2, 2).log_softmax(-1)
+    log_p[1] = -750.0
+    for call in (laplacian_logdet, lambda x: laplacian_solve(x, torch.tensor([-1.0, 1.0]))):
+        with pytest.raises(ValueError, match=r"the largest entry of row \(1, 0\) is -750, and the sum not one"):
+            call(log_p)
+    log_p = torch.tensor([[0.0, -5.0], [0.0, -5.0]])
+    with pytest.raises(ValueError, match=r"the largest entry of column \(1,\) is -5"):
+        laplacian_logdet(log_p)
+
+
+def test_a_gradient_that_overflows_is_refused():
+    log_p = torch.tensor([[0.6, 0.4], [0.4, 0.6]]).log().requires_grad_()
+    x = laplacian_solve(log_p, torch.tensor([-1e308, 1e308]) * 0.4)
+    with pytest.raises(OverflowError, match="divide b by a constant"):
+        torch.autograd.grad(1e10 * x.sum(), log_p)

@@ -202,3 +202,49 @@ def test_what_rounding_leaves_nothing_of_is_refused():
     logits = torch.tensor([[0.0, 0.0, 0.0], [0.0, 1e30, 0.0], [0.0, 1e30, 750.0]])
     with pytest.raises(ValueError, match="logits differ by so much that float64 cannot tell what is left"):
         log_permanent(logits)
+
+
+def test_gradient_at_logits_that_were_given_expanded():
+    """Every item has its own, though the items share their memory; a law that was expanded hands it to what it came from."""
+    shared, weight = torch.randn(1, 3, 3), torch.tensor([1.0, 5.0])
+    x, copied = shared.expand(2, 3, 3).detach().requires_grad_(), shared.repeat(2, 1, 1).requires_grad_()
+    found, want = (torch.autograd.grad((weight * log_permanent(each)).sum(), each)[0] for each in (x, copied))
+    assert torch.allclose(found, want, atol=1e-12)
+    root = shared.clone().requires_grad_()
+    (found,) = torch.autograd.grad((weight * log_permanent(root.expand(2, 3, 3))).sum(), root)
+    assert torch.allclose(found, want.sum(0, keepdim=True), atol=1e-12)
+
+
+@pytest.mark.parametrize("shift", [0.0, 80.0, 1e4, 3e7])
+def test_two_rows_whose_products_are_alike_but_for_rounding(shift):
+    """Found by hostile input: each of four entries decided by rounding of its own which product is the larger."""
+    far = 3e5 if shift else 0.0  # beside components of one and three rows
+    blocks = [torch.zeros(2, 2), torch.tensor([[0.1, 0.3], [0.5, 0.7]]), torch.tensor([[0.3, 0.1], [0.7, 0.5]])]
+    for block in blocks:
+        tied, order = torch.block_diag(torch.tensor([[far]]), block + shift, torch.zeros(3, 3)), torch.randperm(6)
+        parts = torch.block_diag(torch.ones(1, 1), torch.ones(2, 2), torch.ones(3, 3))
+        tied = tied.masked_fill(parts == 0, -torch.inf)[order][:, torch.randperm(6)]
+        exact, bethe = log_permanent(tied), log_permanent(tied, method="bethe")
+        alone = log_permanent(torch.zeros(3, 3), method="bethe")
+        assert abs(float(exact - bethe) - math.log(2) - (math.log(6) - float(alone))) < 1e-8
+        beliefs = marginals(tied, find_support(tied > -torch.inf), "bethe")
+        assert torch.allclose(beliefs.sum(-1), torch.ones(6))
+        assert torch.allclose(beliefs.sum(-2), torch.ones(6))
+
+
+@pytest.mark.parametrize("shift", [0.0, 80.0, 1e4, 3e7])
+def test_bounds_hold_where_logits_are_large(shift):
+    for n in (2, 3):
+        x = shift + torch.zeros(n, n)
+        lower, upper = log_permanent_bounds(x)
+        exact = n * shift + math.lgamma(n + 1)
+        assert lower <= exact + 1e-9 + 1e-15 * shift
+        assert upper >= exact - 1e-9 - 1e-15 * shift
+
+
+def test_the_larger_of_two_products_is_taken():
+    x = torch.tensor([[1.0, 1e30], [-3e7, 0.0]])
+    assert log_permanent(x, method="bethe") == 1e30
+    x = torch.randn(500, 2, 2)
+    best = torch.maximum(x[:, 0, 0] + x[:, 1, 1], x[:, 0, 1] + x[:, 1, 0])
+    assert torch.allclose(log_permanent(x, method="bethe"), best)
