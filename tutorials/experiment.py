@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import math
 import sys
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
@@ -41,6 +42,13 @@ class Job(Protocol):
 J = TypeVar("J", bound=Job)
 
 
+def check_seeds(seeds: Sequence[int]) -> None:
+    """Raise ``ValueError`` unless generators take all of them."""
+    for seed in seeds:
+        if not 0 <= seed < 2**32:
+            raise ValueError(f"seeds={seed}: expected an integer from 0 to 2^32 - 1")
+
+
 def run(
     jobs: Sequence[J],
     folder: Path,
@@ -68,8 +76,11 @@ def run(
         Records of the jobs, in their order.
 
     Raises:
-        ValueError: As `run_jobs`.
+        ValueError: As `run_jobs`; if a job is there twice, which would count twice.
     """
+    twice = [job.settings for job, count in Counter(jobs).items() if count > 1]
+    if twice:
+        raise ValueError(f"{twice[0]}: expected every job once, so no data, size, method or seed twice")
     return run_jobs(
         jobs, folder, _Recorded(work), software, outcome=outcome, workers=workers, reuse=reuse, progress=progress
     )

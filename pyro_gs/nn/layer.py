@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from numbers import Real
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +37,8 @@ class SinkhornLayer(nn.Module):
         logits (..., n, n) and mask (..., n) to (..., n, n), or (num_samples, ..., n, n).
 
     Raises:
-        TypeError: ``temperature`` or ``noise`` is no number; at a call, ``logits`` not floating or ``mask`` not bool.
+        TypeError: ``temperature`` or ``noise`` is no number, ``hard`` no bool; at a call, ``logits`` not floating or
+            ``mask`` not bool.
         ValueError: ``temperature`` not positive, ``noise`` negative, not finite, a count below 1; at a call, logits that are
             not square, NaN or +inf, or allow no permutation, or a mask that does not fit.
         RuntimeError: in the backward pass, no solution to differentiate at, as :func:`pyro_gs.log_sinkhorn`.
@@ -67,6 +69,8 @@ class SinkhornLayer(nn.Module):
         for name, value in (("num_samples", num_samples), ("num_iters", num_iters)):
             if value is not None:
                 check_count(value, name, least=1)
+        if not isinstance(hard, bool):
+            raise TypeError(f"hard must be True or False, but is {hard!r}")
         self.temperature = temperature
         self.noise = noise
         self.num_samples = num_samples
@@ -136,7 +140,7 @@ class SinkhornLayer(nn.Module):
 
 
 def _checked(value: float, name: str, *, zero: bool) -> float:
-    if isinstance(value, Tensor):
-        raise TypeError(f"{name} must be a number, but is a tensor")
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number, but is {type(value).__name__}")
     check_temperature(value, name, zero=zero)
     return float(value)

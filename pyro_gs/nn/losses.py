@@ -80,8 +80,8 @@ def cross_entropy(log_p: Tensor, target: Tensor, mask: Tensor | None = None) -> 
 
     Raises:
         TypeError: not floating, or a mask not bool.
-        ValueError: shapes that do not fit, NaN or +inf, ``target`` no permutation of the pieces, or a right position that
-            ``log_p`` forbids; the message names it.
+        ValueError: shapes that do not fit, NaN or +inf, logarithms above zero (a tenth is let pass as rounding), ``target``
+            no permutation of the pieces, or a right position that ``log_p`` forbids; the message names it.
 
     Example:
         >>> import torch
@@ -90,6 +90,13 @@ def cross_entropy(log_p: Tensor, target: Tensor, mask: Tensor | None = None) -> 
         tensor(1.0986)
     """
     chosen, mask = _checked(log_p, "log_p", target, mask)
+    high = chosen & (log_p.detach() > 0.1)
+    if bool(high.any()):
+        *item, row, column = at = first_position(high)
+        raise ValueError(
+            f"log_p{describe(tuple(item))} must hold logarithms of probabilities, but is {float(log_p[at]):g} at row {row}, "
+            f"column {column}; of logits take pyro_gs.log_sinkhorn first"
+        )
     impossible = chosen & (log_p.detach() == -torch.inf)
     if bool(impossible.any()):
         *item, row, column = first_position(impossible)
@@ -105,7 +112,9 @@ def gumbel_matching_nll(logits: Tensor, target: Tensor, mask: Tensor | None = No
     """``-log p(target)`` under the law of the matching ``M(X + eps)``, the zero-temperature limit of Gumbel-Sinkhorn.
 
     The likelihood of whole permutations, in nats. Exact for sets of up to three pieces, above an estimate that varies from
-    call to call, for at most 32 pieces (:class:`pyro_gs.GumbelMatching`); for more take :func:`cross_entropy`.
+    call to call, for at most 32 pieces (:class:`pyro_gs.GumbelMatching`); for more take :func:`cross_entropy`. Training
+    stops with an error where scores grow so far apart that ``S(logits)`` has entries below e^-90: bound them, as by
+    ``15 * torch.tanh(logits / 15)``, which keeps entries above e^-60 / n, or take :func:`cross_entropy`.
 
     Args:
         logits: shape (..., n, n), float32 or float64, as of ``ScoreNetwork``.

@@ -133,9 +133,10 @@ def test_float32_stays():
     ("options", "error", "text"),
     [
         ({"temperature": -1.0}, ValueError, "temperature must be positive and finite, but is -1"),
-        ({"temperature": torch.tensor(1.0)}, TypeError, "temperature must be a number, but is a tensor"),
+        ({"temperature": torch.tensor(1.0)}, TypeError, "temperature must be a number, but is Tensor"),
+        ({"hard": "yes"}, TypeError, "hard must be True or False, but is 'yes'"),
         ({"noise": -0.5}, ValueError, "noise must be at least 0 and finite, but is -0.5"),
-        ({"noise": "1"}, TypeError, "noise must be a number or a tensor, but is str"),
+        ({"noise": "1"}, TypeError, "noise must be a number, but is str"),
         ({"num_samples": 0}, ValueError, "num_samples must be an integer of at least 1, but is 0"),
         ({"num_iters": 1.5}, ValueError, "num_iters must be an integer of at least 1, but is 1.5"),
     ],

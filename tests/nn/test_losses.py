@@ -184,6 +184,11 @@ ONE = torch.tensor([True, False, False])
             ValueError,
             "matrix, of the pieces of mask to as many",
         ),
+        (
+            lambda: cross_entropy(EYE, EYE),
+            ValueError,
+            "log_p must hold logarithms .*, but is 1 at row 0, column 0",
+        ),
         (lambda: cross_entropy(EYE / 0, EYE), ValueError, "log_p is inf at row 0, column 0"),
         (lambda: cross_entropy(EYE.log(), EYE.flip(0)), ValueError, "log_p is -inf at row 0, column 2, where target"),
         (lambda: gumbel_matching_nll(EYE.log(), EYE.flip(0)), ValueError, "logits forbid target"),

@@ -182,3 +182,8 @@ def test_a_figure_that_is_not_finite_is_a_failure(tmp_path):
     records = squares(tmp_path, [2, 3], lambda job: {"square": math.nan if job.number == 3 else 4.0})
     assert [record["status"] for record in records] == ["done", "failed"]
     assert records[1]["error"] == "FloatingPointError: expected finite figures, got {'square': nan}"
+
+
+def test_a_job_that_is_named_twice_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"\{'number': 3.*\}: expected every job once, so no .* seed twice"):
+        squares(tmp_path, [2, 3, 3], Work())

@@ -19,6 +19,7 @@ from tutorials.assemble import classifier
 from tutorials.assemble.ceilings import best_for, best_for_mean, best_for_nearest, nearest
 from tutorials.assemble.network import NETWORKS, LabelScores, Training, answers, build
 from tutorials.assemble.tasks import Digits, Tasks
+from tutorials.experiment import check_seeds
 from tutorials.jigsaw.puzzle import join
 from tutorials.pictures import Split
 from tutorials.provenance import Provenance, key_of, provenance_of
@@ -129,6 +130,7 @@ def expand(
     for name, value in (("steps", steps), ("batch", batch), ("tasks", tasks), ("classifier_steps", classifier_steps)):
         if value < 1:
             raise ValueError(f"{name}={value!r}: expected an integer of at least 1")
+    check_seeds(seeds)
     for k in grids:
         if not 2 <= k <= 28:
             raise ValueError(f"grids: expected integers from 2 to 28, got {k}")

@@ -10,6 +10,12 @@ from pyro_gs.nn import EachItem
 __all__ = ["DensePermutation"]
 
 
+def refuse_mask(network: nn.Module, mask: object) -> None:
+    """Raise ``ValueError`` if a network that takes puzzles of one size is given a mask."""
+    if mask is not None:
+        raise ValueError(f"mask: {type(network).__name__} takes sets of one size without padding; expected None")
+
+
 class DensePermutation(nn.Module):
     """Features of all pieces, concatenated as they come, through a hidden layer to all n^2 scores.
 
@@ -27,7 +33,7 @@ class DensePermutation(nn.Module):
         ``(..., n, *item)`` to logits (..., n, n).
 
     Raises:
-        ValueError: At a call, if the number of pieces is another.
+        ValueError: At a call, if the number of pieces is another, or with a mask.
     """
 
     def __init__(self, items: EachItem, features: int, n: int, width: int = 512) -> None:
@@ -39,6 +45,7 @@ class DensePermutation(nn.Module):
 
     def forward(self, items: Tensor, mask: None = None) -> Tensor:
         """Logits."""
+        refuse_mask(self, mask)
         features = self.items(items)
         if features.shape[-2] != self.n:
             raise ValueError(f"items: expected {self.n} pieces, got {features.shape[-2]}")

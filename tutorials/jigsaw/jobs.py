@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import OneCycleLR
 
 from pyro_gs.nn import SinkhornNetwork
+from tutorials.experiment import check_seeds
 from tutorials.jigsaw.border import solve
 from tutorials.jigsaw.data import DATA, source
 from tutorials.jigsaw.measures import mean, measure
@@ -110,6 +111,9 @@ def expand(
     for name, value in (("steps", steps), ("batch", batch), ("puzzles", puzzles)):
         if value < 1:
             raise ValueError(f"{name}={value!r}: expected an integer of at least 1")
+    check_seeds(seeds)
+    if folder is not None and not any(DATA[data].needs_folder for data in grids):
+        raise ValueError(f"folder={str(folder)!r}: expected only with data that are read from one, not {', '.join(grids)}")
     jobs = []
     for data, sizes in grids.items():
         place = folder if DATA[data].needs_folder else None

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pyro_gs.nn import RowScores
+from pyro_gs.ops.logits import check_count
 from pyro_gs.ops.sinkhorn import sinkhorn
+from tutorials.jigsaw.dense import refuse_mask
 
 __all__ = ["NeighbourScores"]
 
@@ -38,7 +42,7 @@ class NeighbourScores(nn.Module):
         ``(..., n, channels, height, width)`` to logits (..., n, n). Equivariant: permuting the pieces permutes the rows.
 
     Raises:
-        ValueError: If n is no square number.
+        ValueError: If n is no square number, or ``channels`` or ``width`` none of at least 1; at a call, with a mask.
     """
 
     beside: Tensor
@@ -47,6 +51,8 @@ class NeighbourScores(nn.Module):
         self, items: nn.Module, features: int, n: int, channels: int, sets: nn.Module | None = None, width: int = 16
     ) -> None:
         super().__init__()
+        for name, value in (("n", n), ("channels", channels), ("width", width)):
+            check_count(value, name, least=1)
         k = round(n**0.5)
         if k * k != n:
             raise ValueError(f"n={n!r}: expected a square number")
@@ -66,6 +72,7 @@ class NeighbourScores(nn.Module):
 
     def forward(self, pieces: Tensor, mask: None = None) -> Tensor:
         """Logits."""
+        refuse_mask(self, mask)
         return self.arranged(*self.compared(pieces))
 
     def compared(self, pieces: Tensor) -> tuple[Tensor, Tensor]:
@@ -149,6 +156,6 @@ class _Border(nn.Module):
         """Along the left border, from the outermost pixels inwards."""
         *batch, channels, height, width = pieces.shape
         columns = F.pad(pieces[..., :_DEPTH], (0, max(0, _DEPTH - width)))
-        lines = columns.movedim(-1, -2).reshape(-1, channels * _DEPTH, height)
+        lines = columns.movedim(-1, -2).reshape(math.prod(batch), channels * _DEPTH, height)
         out: Tensor = self.nonlinear(lines) + self.linear(lines)
-        return out.reshape(*batch, -1)
+        return out.reshape(*batch, out.shape[-2] * out.shape[-1])

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from tutorials.experiment import add_options, finish_on, run
+from tutorials.experiment import add_options, check_seeds, finish_on, run
 from tutorials.processes import rank
 from tutorials.provenance import provenance_of
 from tutorials.sorting import digits, numbers
@@ -126,9 +126,7 @@ def _check(args: argparse.Namespace, tasks: Sequence[str], size: _Size, seeds: S
         if value < 1:
             shown = value + 1 if name == "sizes" else value
             raise ValueError(f"{name}={shown}: expected an integer of at least {2 if name == 'sizes' else 1}")
-    for seed in seeds:
-        if not 0 <= seed < 2**32:
-            raise ValueError(f"seeds={seed}: expected an integer from 0 to 2^32 - 1")
+    check_seeds(seeds)
 
 
 def _run(

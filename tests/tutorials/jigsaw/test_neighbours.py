@@ -120,3 +120,19 @@ def test_small_pieces_and_gradients(pixels):
 def test_a_number_of_pieces_that_is_no_square():
     with pytest.raises(ValueError, match="n=6: expected a square number"):
         scores(6)
+
+
+@pytest.mark.parametrize("shape", [(0,), (0, 2), (2, 0)])
+def test_no_puzzles(shape):
+    assert scores(4)(torch.zeros(*shape, 4, 1, 8, 8)).shape == (*shape, 4, 4)
+
+
+@pytest.mark.parametrize(("n", "channels", "width"), [(0, 1, 8), (-4, 1, 8), (4, 0, 8), (4, 1, 0), (4.0, 1, 8)])
+def test_counts(n, channels, width):
+    with pytest.raises(ValueError, match="must be an integer of at least 1"):
+        NeighbourScores(torch.nn.Identity(), 4, n, channels, width=width)
+
+
+def test_a_mask_is_refused():
+    with pytest.raises(ValueError, match="mask: NeighbourScores takes sets of one size without padding"):
+        scores(4)(puzzles(2).pieces, torch.ones(4).bool())
