@@ -23,6 +23,8 @@ from pyro_gs.distributions.relaxed import RelaxedPermutation, log_of
 from pyro_gs.ops.logits import broadcast_batch, check_floating, check_square, check_temperature, describe, first_position
 from pyro_gs.ops.matching import matching
 
+_LARGEST_MIXED = 1e30  # of a float64 value, where a temperature in float32 has a gradient
+
 
 class _Tempered(Transform):
     """A bijection of square matrices with a temperature."""
@@ -61,6 +63,13 @@ class _Tempered(Transform):
             raise ValueError(
                 f"{name}{describe(tuple(item))} must be finite, but is {float(value[where])} at row {row}, column {column}"
             )
+        if isinstance(self.temperature, Tensor) and self.temperature.requires_grad and value.numel():
+            dtype, size = self.temperature.dtype, float(value.detach().abs().amax())
+            if value.dtype == torch.float64 and dtype != torch.float64 and size >= _LARGEST_MIXED:
+                raise ValueError(
+                    f"{name} must be below {_LARGEST_MIXED:g} in size, so that the gradient of a temperature in {dtype} "
+                    f"holds, but is {size:g}"
+                )
         tau = torch.as_tensor(self.temperature, dtype=torch.float64, device=value.device)
         batch = broadcast_batch(tau, value, name)
         return value.double().expand(*batch, *value.shape[-2:]), tau[..., None, None]
@@ -269,7 +278,8 @@ class RoundingTransform(_Tempered):
 
     Raises:
         TypeError: a temperature, or in a call a value, that is no floating number.
-        ValueError: a temperature that is not in (0, 1]; in a call, a value that is not square or not finite.
+        ValueError: a temperature that is not in (0, 1], or so small that its reciprocal overflows; in a call, a value that
+            is not square or not finite, or too large for the gradient of a temperature in float32.
 
     Example:
         >>> import torch
@@ -295,6 +305,13 @@ class RoundingTransform(_Tempered):
             largest = float(temperature)
         if largest > 1:
             raise ValueError(f"temperature must be at most 1 for {type(self).__name__}, but is {largest}")
+        if isinstance(temperature, Tensor) and temperature.numel():
+            smallest, tiny = float(temperature.detach().min()), torch.finfo(temperature.dtype).tiny
+            if smallest < tiny:
+                raise ValueError(
+                    f"temperature must be at least {tiny:.3g} in {temperature.dtype}, or its reciprocal overflows, but is "
+                    f"{smallest:.3g}"
+                )
 
     def _call(self, Z: Tensor) -> Tensor:
         value, tau = self._checked(Z, "Z")

@@ -181,3 +181,12 @@ def test_gradients_of_broken_sticks(shape):
             return StickBreakingTransform(0.7)(x).as_subclass(torch.Tensor)
 
         assert torch.autograd.gradcheck(matrices, (psi,))
+
+
+def test_gradients_of_a_temperature_that_would_overflow_are_refused():
+    """Found by hostile input; they were NaN."""
+    tau = torch.tensor(0.5, dtype=torch.float32, requires_grad=True)
+    with pytest.raises(ValueError, match=r"Z must be below 1e\+30 in size, .* in torch\.float32 holds, but is 1e\+200"):
+        RoundingTransform(tau)(torch.full((2, 2), 1e200, dtype=torch.float64))
+    with pytest.raises(ValueError, match=r"temperature must be at least 1\.18e-38 in torch\.float32, .* but is 1e-40"):
+        RoundingTransform(torch.tensor(1e-40, dtype=torch.float32))

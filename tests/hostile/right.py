@@ -122,7 +122,8 @@ def matrix_of(given, P):
 
 def dense_of(given, matrix):
     candidates = given["candidates"]
-    assert torch.equal(matrix.detach(), dense(given["values"], candidates, given["fill"]))
+    expected = dense(given["values"], candidates, given["fill"])
+    assert torch.allclose(matrix.detach(), expected, rtol=0, atol=0, equal_nan=True)
 
 
 def of_law(*, hard, logits=True, exact=False):
