@@ -14,7 +14,8 @@ import torch
 from hypothesis import strategies as st
 from PIL import Image
 
-from tutorials.celegans.recordings import read_recording
+from tutorials.celegans.nwb import write_nwb
+from tutorials.celegans.recordings import Recording, read_recording
 from tutorials.pictures.folders import celeba
 from tutorials.pictures.idx import read_idx
 from tutorials.pictures.sources import Files
@@ -74,6 +75,12 @@ def _resumed(path):
     return train(Fit(), 2, path=path, seed=0, settings={"n": 3})
 
 
+def _neurodata(folder):
+    path, places = folder / "good.nwb", torch.rand(3, 3, dtype=torch.float64)
+    write_nwb(path, Recording("good", torch.from_numpy(TRACES), LABELS, (None, *LABELS[1:]), places))
+    return path.read_bytes()
+
+
 def _places(path):
     recording = path.with_suffix(".recording.csv")
     recording.write_bytes(table(LABELS, TRACES))
@@ -104,6 +111,7 @@ READERS = [
     Reader("places.csv", lambda folder: table(["label", *"xyz"], [(label, 1, 2, 3) for label in LABELS]), _places),
     Reader("worm.npz", lambda folder: saved(np.savez, traces=TRACES, labels=np.array(LABELS)), read_recording),
     Reader("packed.npz", lambda folder: saved(np.savez_compressed, traces=TRACES, labels=np.array(LABELS)), read_recording),
+    Reader("worm.nwb", _neurodata, read_recording),
     Reader("images-idx3-ubyte", lambda folder: idx(np.ones((2, 4, 4), np.uint8)), lambda path: read_idx(path, 3)),
     Reader("labels-idx1-ubyte.gz", lambda folder: gzip.compress(idx(np.ones(5, np.uint8))), lambda path: read_idx(path, 1)),
     Reader("list_eval_partition.txt", lambda folder: b"1.jpg 0\n2.jpg 1\n", _partition),
@@ -119,7 +127,7 @@ READERS = [
     Reader("network.pt", _checkpoint, lambda path: load_checkpoint(path, torch.device("cpu"))),
     Reader("resumed.pt", _checkpoint, _resumed),
 ]
-"""All that reads files from outside but NWB, whose reading takes too long to be tried so often."""
+"""All that reads files from outside."""
 
 
 @st.composite
