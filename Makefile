@@ -77,7 +77,7 @@ bench: $(VENV)/.installed
 # long runs: hostile inputs by the thousand, then memory, drift and cold temperatures
 soak: $(VENV)/.installed
 	$(BIN)/python -m pytest tests/hostile --hostile 1000 --timeout 0 -n 2 --dist worksteal
-	$(BIN)/python benchmarks/soak.py
+	$(BIN)/python benchmarks/soak.py --jobs 2
 
 matrix: $(VENV)/.installed
 	$(BIN)/nox

@@ -44,7 +44,24 @@ def pytest_terminal_summary(terminalreporter, config):
         terminalreporter.write_line(f"hostile inputs: {tried.total()} tried, {dict(tried)}")
 
 
+def _adam_follows_parameters():
+    """Whether torch's Adam counts its steps on the device of the parameters; torch 2.4 does on the default device."""
+    with torch.device("meta"):
+        parameter = torch.zeros(1, device="cpu", requires_grad=True)
+        parameter.grad = torch.zeros(1, device="cpu")
+        try:
+            torch.optim.Adam([parameter]).step()
+        except RuntimeError:
+            return False
+    return True
+
+
 def pytest_collection_modifyitems(config, items):
+    if any("meta/cpu" in item.name for item in items) and not _adam_follows_parameters():
+        skip = pytest.mark.skip(reason="this torch's Adam asks the default device for memory")
+        for item in items:
+            if "meta/cpu" in item.name:
+                item.add_marker(skip)
     if torch.cuda.is_available():
         return
     skip = pytest.mark.skip(reason="needs a CUDA device")

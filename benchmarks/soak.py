@@ -17,6 +17,7 @@ import pyro
 import pyro.distributions as dist
 import report
 import torch
+from joblib import Parallel, delayed
 from pyro.infer import SVI, Trace_ELBO
 from pyro.infer.mcmc import StreamingMCMC
 from pyro.ops.streaming import CountMeanStats, StatsOfDict
@@ -135,31 +136,33 @@ def long_chain(draws: int) -> list[str]:
     return [f"MCMC, {draws:,} draws", f"{growth(marks, every):.1f}", f"marginals off by {error:.1e}"]
 
 
-def cold(steps: int, temperatures: tuple[float, ...]) -> list[list[str]]:
-    """Losses and parameters that are not finite, by model and temperature, in float32."""
-    rows = []
-    for name, model in MODELS.items():
-        counts = []
-        for temperature in temperatures:
-            guide, svi = fit(model, temperature)
-            bad = 0
-            for _ in tqdm(range(steps), desc=f"{name}, temperature {temperature:g}", disable=None, leave=False):
-                bad += not math.isfinite(svi.step())
-            bad += int(guide.logits("P").isnan().sum())
-            counts.append(str(bad))
-        rows.append([name, *counts])
-    return rows
+def not_finite(name: str, temperature: float, steps: int) -> int:
+    """Losses and parameters that are not finite in a run in float32."""
+    torch.set_num_threads(1)
+    guide, svi = fit(MODELS[name], temperature)
+    bad = sum(not math.isfinite(svi.step()) for _ in range(steps))
+    return bad + int(guide.logits("P").isnan().sum())
+
+
+def cold(steps: int, temperatures: tuple[float, ...], jobs: int = 1) -> list[list[str]]:
+    """What is not finite, by model and temperature; so many runs at once."""
+    runs = [(name, temperature) for name in MODELS for temperature in temperatures]
+    found = Parallel(jobs, return_as="generator")(delayed(not_finite)(*run, steps) for run in runs)
+    counts = dict(zip(runs, tqdm(found, total=len(runs), desc="cold", disable=None), strict=True))
+    return [[name, *(str(counts[name, temperature]) for temperature in temperatures)] for name in MODELS]
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the parts and print their tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--scale", type=float, default=1.0, help="share of the steps")
-    scale = parser.parse_args(arguments).scale
+    parser.add_argument("--jobs", type=int, default=1, help="cold runs at once")
+    options = parser.parse_args(arguments)
+    scale = options.scale
     steps, draws, cold_steps = (max(40, round(scale * count)) for count in (SVI_STEPS, DRAWS, COLD_STEPS))
     rows = [long_svi(steps), long_chain(draws)]
     print(report.markdown([["run", "KiB a thousand steps, second half", "constraints"], *rows]))
-    table = cold(cold_steps, TEMPERATURES)
+    table = cold(cold_steps, TEMPERATURES, options.jobs)
     print(f"\nNot finite, of {cold_steps:,} steps in float32:\n")
     print(report.markdown([["model", *(f"temperature {t:g}" for t in TEMPERATURES)], *table]))
     leaks = [row[0] for row in rows if scale >= 1 and float(row[1]) > LEAK]

@@ -19,6 +19,7 @@ from pyro_gs.ops.implicit import check_resolved
 from pyro_gs.ops.logits import describe, first_position
 from pyro_gs.ops.matching import matching
 from pyro_gs.ops.padding import Assignment, Capacities
+from pyro_gs.ops.permanent import in_dtype
 
 
 class GibbsMatching(MatrixLaw):
@@ -115,13 +116,18 @@ class GibbsMatching(MatrixLaw):
         batch = torch.broadcast_shapes(logits.shape[:-2], scores.shape[:-1])
         return logits.expand(batch + self.event_shape), scores.expand(batch + self.event_shape[:1])
 
-    def _log_sum(self, logits: Tensor, unmatched: Tensor | None) -> Tensor:
+    def _log_sum(self, logits: Tensor, unmatched: Tensor | None, *, certain: bool = True) -> Tensor:
         """Log-normalizer in float64, shape (...), of logits (..., n, m) and scores (..., n) with the law's capacities."""
-        return log_assignment_sum(Assignment(logits, unmatched, self.capacities))
+        return log_assignment_sum(Assignment(logits, unmatched, self.capacities), certain=certain)
 
     def log_normalizer(self) -> Tensor:
-        """Log-sum of the weights of all assignments, nats, of the batch shape; differentiable any number of times."""
-        return self._log_sum(*self._distinct()).expand(self.batch_shape).to(self.logits.dtype)
+        """Log-sum of the weights of all assignments, nats, of the batch shape; differentiable any number of times.
+
+        Raises:
+            OverflowError: it is too large for the dtype.
+        """
+        total = self._log_sum(*self._distinct()).expand(self.batch_shape)
+        return in_dtype(total, self.logits.dtype, "the log-normalizer")
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-probability of assignments, shape broadcast of their batch with the batch shape.
@@ -135,7 +141,8 @@ class GibbsMatching(MatrixLaw):
         Raises:
             TypeError: complex ``value``.
             ValueError: another event shape, or a batch that does not broadcast; with validation, entries that are not zeros
-                and ones, rows with more than a one, or columns above their capacity.
+                and ones, rows with more than a one, or columns above their capacity; logits of which rounding leaves
+                nothing.
         """
         check_value_shape(value, self.event_shape, self.batch_shape)
         if value.is_complex():
@@ -150,15 +157,23 @@ class GibbsMatching(MatrixLaw):
                     f"{type(self).__name__} expects"
                 )
         inside = self.support.check(value)
-        return torch.where(inside, self._energy(value) - self.log_normalizer(), -torch.inf)
+        found = self._log_probability(value).expand(torch.broadcast_shapes(value.shape[:-2], self.batch_shape))
+        return torch.where(inside, found, -torch.inf).to(self.logits.dtype)
 
-    def _energy(self, value: Tensor) -> Tensor:
-        """``<X, P> + sum of scores of unmatched rows``, of marginals too."""
-        total = (value * torch.where(self.logits > -torch.inf, self.logits, 0.0)).sum((-2, -1))
-        if self.unmatched is not None:
-            scores = torch.where(self.unmatched > -torch.inf, self.unmatched, 0.0)
-            total = total + ((1 - value.sum(-1)) * scores).sum(-1)
-        return total
+    def _log_probability(self, value: Tensor) -> Tensor:
+        """``<X, P> + sum of scores of unmatched rows - log-normalizer``, of marginals too; float64.
+
+        Each row takes one of its entries or its score, so that what all of them have in common is left out.
+        """
+        logits, scores = self._distinct()
+        common = logits.detach().amax(-1).double()
+        common = common if scores is None else torch.maximum(common, scores.detach().double())
+        logits = logits.double() - common[..., None]
+        total = (value.double() * torch.where(logits > -torch.inf, logits, 0.0)).sum((-2, -1))
+        if scores is not None:
+            scores = scores.double() - common
+            total = total + ((1 - value.double().sum(-1)) * torch.where(scores > -torch.inf, scores, 0.0)).sum(-1)
+        return total - self._log_sum(logits, scores, certain=False)
 
     @torch.no_grad()
     def sample(self, sample_shape: Any = ()) -> Tensor:
@@ -177,7 +192,12 @@ class GibbsMatching(MatrixLaw):
         Raises:
             ValueError: logits so far apart that rounding is all that is left of what they differ by.
         """
-        logits, scores = self._distinct()
+        return self._marginals().to(self.logits.dtype)
+
+    def _marginals(self) -> Tensor:
+        """In float64."""
+        logits, scores = (None if part is None else part.double() for part in self._distinct())
+        assert logits is not None
         parameters = [logits] if scores is None else [logits, scores]
         keep = torch.is_grad_enabled() and any(part.requires_grad for part in parameters)
         with torch.enable_grad():
@@ -198,8 +218,12 @@ class GibbsMatching(MatrixLaw):
         return matching(self.logits, unmatched=self.unmatched, capacities=self.capacities)
 
     def entropy(self) -> Tensor:
-        """Exact entropy in nats, of the batch shape; differentiable."""
-        return self.log_normalizer() - self._energy(self.marginals())
+        """Exact entropy in nats, of the batch shape; differentiable.
+
+        Raises:
+            ValueError: logits of which rounding leaves nothing.
+        """
+        return -self._log_probability(self._marginals()).expand(self.batch_shape).to(self.logits.dtype)
 
     def enumerate_support(self, expand: bool = True) -> Tensor:
         """All assignments that some batch item allows, shape (count,) + batch_shape + (n, m).

@@ -12,7 +12,7 @@ from torch import Tensor
 from pyro_gs.distributions.permutation_law import LogitsLaw
 from pyro_gs.ops.matching import matching, to_matrix
 from pyro_gs.ops.matching_samples import sample_matchings
-from pyro_gs.ops.permanent import EXACT_LIMIT, Method, check_method, log_normalizer, marginals
+from pyro_gs.ops.permanent import EXACT_LIMIT, Method, balanced_normalizer, check_method, in_dtype, log_normalizer, marginals
 from pyro_gs.ops.support import component_sizes
 
 
@@ -77,13 +77,16 @@ class GibbsPermutation(LogitsLaw):
 
         Raises:
             ValueError: the method is ``"exact"`` and a component has more than 20 rows.
+            OverflowError: it is too large for the dtype.
         """
-        return log_normalizer(self.logits, self._support, self.normalizer).to(self.logits.dtype)
+        total = log_normalizer(self.logits, self._support, self.normalizer)
+        return in_dtype(total, self.logits.dtype, "the log-normalizer")
 
     def _log_prob(self, value: Tensor) -> Tensor:
         # A product, so that the gradient in the matrix is that of the linear extension.
-        chosen = (value * torch.where(self.logits > -torch.inf, self.logits, 0.0)).double().sum((-2, -1))
-        return (chosen - log_normalizer(self.logits, self._support, self.normalizer)).to(self.logits.dtype)
+        z, total, _ = balanced_normalizer(self.logits, self._support, self.normalizer)
+        chosen = (value.double() * torch.where(z > -torch.inf, z, 0.0)).sum((-2, -1))
+        return (chosen - total).to(self.logits.dtype)
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
         """Draws of shape sample_shape + batch_shape + (n, n)."""
@@ -124,10 +127,9 @@ class GibbsPermutation(LogitsLaw):
         Raises:
             ValueError: the normalizer is ``"exact"`` and a component has more than 20 rows.
         """
-        x = torch.where(self.logits > -torch.inf, self.logits, 0.0).double()
+        z, total, _ = balanced_normalizer(self.logits, self._support, self.normalizer)
         mean = marginals(self.logits, self._support, self.normalizer)
-        total = log_normalizer(self.logits, self._support, self.normalizer)
-        return (total - (x * mean).sum((-2, -1))).to(self.logits.dtype)
+        return (total - (torch.where(z > -torch.inf, z, 0.0) * mean).sum((-2, -1))).to(self.logits.dtype)
 
     def to_one_one_matching(self, bp_iters: int | None = None) -> dist.OneOneMatching:
         """The same law on index vectors, as Pyro has it; its values are ``to_index(P)``.

@@ -16,7 +16,7 @@ from pyro_gs.distributions.permutation_law import check_value_shape
 from pyro_gs.distributions.relaxed import RelaxedPermutation, log_of, plain
 from pyro_gs.ops.batching import own_memory
 from pyro_gs.ops.gumbel import gumbel_noise
-from pyro_gs.ops.implicit import scale
+from pyro_gs.ops.implicit import ROUNDING, scale, unresolved
 from pyro_gs.ops.laplacian import component_logdet
 from pyro_gs.ops.layout import DENSE, Dense
 from pyro_gs.ops.logits import (
@@ -27,6 +27,7 @@ from pyro_gs.ops.logits import (
     check_logits,
     describe,
     first_position,
+    without_offsets,
 )
 from pyro_gs.ops.matching import matching
 from pyro_gs.ops.sinkhorn import default_tol, scaled_logits, warn_unconverged
@@ -174,6 +175,9 @@ class GumbelSinkhorn(MatrixLaw):
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         """Reparametrized draws, shape sample_shape + batch_shape + (n, n).
 
+        A draw is a tensor that carries its logarithm, for :meth:`log_prob`. To save one so that ``torch.load`` reads it with
+        ``weights_only=True``, save ``draw.as_subclass(torch.Tensor)``, a plain tensor without it.
+
         Warns:
             SinkhornWarning: the solver missed its tolerance (see :func:`pyro_gs.sinkhorn`).
         """
@@ -207,29 +211,26 @@ class GumbelSinkhorn(MatrixLaw):
             ValueError: another event shape, not doubly stochastic, mass on a forbidden pair, or a zero at an
                 allowed pair (a matrix on the boundary, or one whose entries underflowed and lost their logarithm), or
                 logits of which rounding leaves no density.
+            RuntimeError: under a transform of ``torch.func``; take :mod:`torch.autograd`, and batch dimensions.
         """
         bound = value.bound if isinstance(value, RelaxedPermutation) else None
         if bound is not None:
             return -bound(self)
         log_p, batch = self._checked_log(value)
         support = self._support.expand(batch)
-        x = self.logits.double().expand(batch + self.event_shape)
+        x = without_offsets(self.logits.double())[0].expand(batch + self.event_shape)
         tau = self.temperature.double()
         if support.allowed is not None:
             x = torch.where(support.allowed, x, 0.0)
             finite = torch.where(support.allowed, log_p, 0.0)
         else:
             finite = log_p
+        if x.numel() and float(x.detach().abs().amax()) * torch.finfo(x.dtype).eps > ROUNDING:
+            raise unresolved()
         log_k = x - tau[..., None, None] * finite
         gauge, dof = _dual_terms(log_k, support, self.num_particles)
         jacobian = component_logdet(log_p, support) - finite.sum((-2, -1))
-        density = dof * tau.log() + gauge + jacobian
-        if bool(density.detach().isnan().any()):
-            raise ValueError(
-                "logits differ by so much at this temperature that float64 cannot tell the density; forbid pairs by -inf, "
-                "not by large numbers"
-            )
-        return density.to(self.logits.dtype)
+        return (dof * tau.log() + gauge + jacobian).to(self.logits.dtype)
 
     def _checked_log(self, value: Tensor) -> tuple[Tensor, torch.Size]:
         """``log(value)`` on the support in float64, broadcast, and its batch shape."""

@@ -30,13 +30,14 @@ from pyro_gs.ops.batching import unexpanded
 from pyro_gs.ops.implicit import check_resolved, scale
 from pyro_gs.ops.layout import DENSE, Dense, Sparse
 from pyro_gs.ops.logits import check_count
-from pyro_gs.ops.permanent import log_normalizer, marginals
+from pyro_gs.ops.permanent import balanced_normalizer, marginals
 from pyro_gs.ops.sinkhorn import default_tol
 from pyro_gs.ops.support import Support, find_candidate_support, find_support
 
 _EULER = 0.5772156649015329
 
 
+_RELAXED = (GumbelSinkhorn, SparseGumbelSinkhorn)
 _Relaxed = TypeVar("_Relaxed", GumbelSinkhorn, SparseGumbelSinkhorn)
 
 
@@ -60,6 +61,9 @@ class _Pair(NamedTuple):
 
 
 def _pair(q: _Relaxed, p: _Relaxed) -> _Pair:
+    for name, law in (("q", q), ("p", p)):
+        if not isinstance(law, _RELAXED):
+            raise TypeError(f"{name} must be a Gumbel-Sinkhorn law, but is {type(law).__name__}")
     batch = joint_batch(q, p)
     if isinstance(q, SparseGumbelSinkhorn) != isinstance(p, SparseGumbelSinkhorn):
         raise TypeError(f"q and p must both be dense or both sparse, but are {type(q).__name__} and {type(p).__name__}")
@@ -233,10 +237,10 @@ def gibbs_kl(q: GibbsPermutation | UniformPermutation, p: GibbsPermutation | Uni
             raise NotImplementedError(
                 f"{type(law).__name__} with n={law.n} has a component of more than 20 rows, whose log-permanent is not exact"
             )
-    x, x0 = q.log_weights.double(), p.log_weights.double()
+    (x, log_q, _), (x0, log_p, _) = (balanced_normalizer(law.log_weights, law._support) for law in (q, p))
     allowed, allowed0 = x > -torch.inf, x0 > -torch.inf
     gap = torch.where(allowed, x, 0.0) - torch.where(allowed0, x0, 0.0)
-    total = (marginals(x, q._support) * gap).sum((-2, -1)) - log_normalizer(x, q._support) + log_normalizer(x0, p._support)
+    total = (marginals(q.log_weights, q._support) * gap).sum((-2, -1)) - log_q + log_p
     inside = (allowed0 | ~allowed).all(-1).all(-1)
     return torch.where(inside, total.clamp(min=0.0), torch.inf).to(q.log_weights.dtype)  # clamp: of rounding
 

@@ -73,6 +73,11 @@ class _AutoLinderman(AutoPermutationGuide):
                 f"{type(self).__name__} has no forbidden pairs, but the prior of site '{name}' forbids "
                 f"{int((~allowed).sum())}; use AutoGumbelSinkhorn"
             )
+        if allowed.shape[-1] <= self._removed:
+            raise ValueError(
+                f"{type(self).__name__} has nothing to learn of site '{name}', whose matrices have a single row; take a "
+                "constant"
+            )
         like, event_dim = site["value"], site["fn"].event_dim
         dtype = like.dtype if like.is_floating_point() else torch.get_default_dtype()
         shape = (*allowed.shape[:-2], *(size - self._removed for size in allowed.shape[-2:]))
@@ -117,7 +122,7 @@ class AutoStickBreaking(_AutoLinderman):
         create_plates: as in Pyro's ``AutoGuide``.
 
     Raises:
-        ValueError: a bad ``temperature`` or ``init_scale``; at the first call, forbidden pairs, or as
+        ValueError: a bad ``temperature`` or ``init_scale``; at the first call, forbidden pairs, a single row, or as
             :class:`AutoGumbelSinkhorn`.
         NotImplementedError: as :class:`AutoGumbelSinkhorn`.
 

@@ -36,6 +36,9 @@ def register_relaxation(law: type) -> Callable[[Relaxation], Relaxation]:
     Args:
         law: the class of the discrete law; its subclasses follow unless registered themselves.
 
+    Raises:
+        TypeError: ``law`` is no class, or what is decorated no function.
+
     Example:
         >>> import torch
         >>> class NearIdentity(UniformPermutation):
@@ -44,8 +47,12 @@ def register_relaxation(law: type) -> Callable[[Relaxation], Relaxation]:
         ... def relax_near_identity(law, temperature):
         ...     return GumbelSinkhorn(temperature, 2 * torch.eye(law.n))
     """
+    if not isinstance(law, type):
+        raise TypeError(f"law must be a class of distributions, but is {law!r}")
 
     def decorate(relaxation: Relaxation) -> Relaxation:
+        if not callable(relaxation):
+            raise TypeError(f"what is registered must be a function of a law and a temperature, but is {relaxation!r}")
         _RELAXATIONS[law] = relaxation
         return relaxation
 

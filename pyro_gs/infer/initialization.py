@@ -56,7 +56,7 @@ def init_to_matching(matrices: Mapping[str, Tensor], strength: float = 5.0) -> C
         A function of a site's name and its allowed pairs.
 
     Raises:
-        TypeError: at the call, allowed pairs that are not booleans.
+        TypeError: ``matrices`` is no mapping; at the call, allowed pairs that are not booleans.
         ValueError: a matrix is no permutation, or ``strength`` is not positive; at the guide's first call, another shape
             than the site's, or a matched pair that its prior forbids.
 
@@ -66,6 +66,8 @@ def init_to_matching(matrices: Mapping[str, Tensor], strength: float = 5.0) -> C
         tensor([[5., 0.],
                 [0., 5.]])
     """
+    if not isinstance(matrices, Mapping):
+        raise TypeError(f"matrices must be a mapping of sites to matrices, but is {type(matrices).__name__}")
     check_temperature(strength, "strength")
     bad = [name for name, P in matrices.items() if not bool(constraints.permutation.check(P).all())]
     if bad:

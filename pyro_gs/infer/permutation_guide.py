@@ -30,12 +30,15 @@ class AutoPermutationGuide(AutoGuide):
         create_plates: as in Pyro's ``AutoGuide``.
 
     Raises:
+        TypeError: ``model`` is no function.
         ValueError: at the first call, a model without a permutation site, or with other latent sites (the message names
             them).
         NotImplementedError: at the first call, a plate that is gone through in turn (``for i in plate``).
     """
 
     def __init__(self, model: Callable[..., Any], *, create_plates: Callable[..., Any] | None = None) -> None:
+        if not callable(model):
+            raise TypeError(f"model must be a function, but is {type(model).__name__}")
         super().__init__(model, create_plates=create_plates)
         self._allowed: dict[str, Tensor | None] = {}
 

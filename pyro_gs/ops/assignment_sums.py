@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from pyro_gs.ops.implicit import check_resolved, scale
+from pyro_gs.ops.implicit import check_potentials, scale
+from pyro_gs.ops.logits import without_offsets
 from pyro_gs.ops.padding import Assignment
 from pyro_gs.ops.subsets import choose, levels
 from pyro_gs.ops.support import find_support
@@ -67,16 +68,21 @@ def check_states(problem: Assignment) -> None:
         )
 
 
-def log_assignment_sum(problem: Assignment) -> Tensor:
+def log_assignment_sum(problem: Assignment, *, certain: bool = True) -> Tensor:
     """Log-sum of ``exp(<logits, P> + scores of unmatched rows)`` over all assignments, float64 of the batch shape.
 
     Differentiable any number of times; the backward pass keeps one table a row.
 
+    Args:
+        problem: what to assign.
+        certain: as in :func:`pyro_gs.ops.implicit.check_potentials`; then the value is right to rounding of itself, and
+            not to be subtracted from.
+
     Raises:
-        ValueError: no assignment, or more than 2^20 states.
+        ValueError: no assignment, more than 2^20 states, or logits of which rounding leaves nothing.
     """
     states = _states(problem)
-    scaled = _scaled(problem, states)
+    scaled = _scaled(problem, states, certain)
     table = _start(scaled)
     for row in range(problem.shape[0]):
         if torch.is_grad_enabled() and scaled.pairs.requires_grad:
@@ -101,7 +107,7 @@ def sample_assignments(problem: Assignment, count: int) -> Tensor:
     out = torch.empty(count, len(items), n, dtype=torch.long, device=items.device)
     state = choose((tables[n] * _ends(tables[n], scaled)[0])[:, None].expand(-1, count, -1))
     for row in range(n - 1, -1, -1):
-        table = torch.nn.functional.pad(tables[row], (0, 0, 0, 1))  # zero for states that these rows cannot have reached
+        table = _longer(tables[row], len(tables[row]) + 1)  # zero for states that these rows cannot have reached
         last = len(table) - 1
         column, before = states.column[:, state].long(), states.before[:, state].long()
         weight = scaled.pairs[items, row, column] * table[before.clamp(max=last), items]
@@ -147,42 +153,43 @@ def _states(problem: Assignment) -> _States:
     return _States(torch.cat(before, -1).to(device), torch.cat(column, -1).to(device), torch.cat(taken).to(device), upto)
 
 
-def _scaled(problem: Assignment, states: _States) -> _Scaled:
+def _scaled(problem: Assignment, states: _States, certain: bool = True) -> _Scaled:
     n, m = problem.shape
     capacity = torch.tensor(problem.capacities, device=problem.logits.device)
     padded = problem.padded().detach().double()
     size = padded.shape[-1]
     padded = padded.reshape(-1, size, size)
+    padded, rows, columns = without_offsets(padded)
     found = scale(padded, find_support(padded > -torch.inf), tol=1e-8, max_iter=500, relative=False)
     u, v = found.u, found.v
-    check_resolved(padded + u[..., None] + v[:, None])
+    check_potentials(padded + u[..., None] + v[:, None], u, v, certain=certain)
     first = (capacity.cumsum(0) - capacity).clamp(max=size - 1)
     of_column = v[:, first]
-    total = u.sum(-1) + v.sum(-1)
-    x = problem.logits.double().reshape(-1, n, m)
+    total = u.sum(-1) + v.sum(-1) - rows.sum(-1) - columns.sum(-1)
+    x = problem.logits.double().reshape(-1, n, m) - rows[:, :n, None] - columns[:, None, first]
     inside = padded[:, :n, first] > -torch.inf
     shifted = torch.where(inside, x, 0.0) + u[:, :n, None] + of_column[:, None]
     pairs = torch.where(inside & (capacity > 0), shifted + capacity.double().log(), -torch.inf).exp()
-    pairs = torch.nn.functional.pad(pairs, (0, 1))
+    pairs = torch.cat([pairs, torch.zeros_like(pairs[..., :1])], -1)
     left = (capacity - states.taken).double()  # places that stay free
     log_end = -torch.special.xlogy(states.taken.double(), capacity.double()).sum(-1, keepdim=True).expand(-1, len(x))
     if size > n:  # each is filled by a row of zeros, and such rows that are left fill the columns of unmatched rows
-        free = torch.where(padded[:, n, first] > -torch.inf, u[:, n, None] + of_column, -torch.inf)
+        empty = padded[:, n] + u[:, n, None] + v
+        free = empty[:, first]
         log_end = log_end + torch.where(left[:, None] > 0, left[:, None] * free, 0.0).sum(-1)
     alone = None
     if problem.unmatched is None:
         log_end = torch.where(left.sum(-1)[:, None] == size - n, log_end, -torch.inf)
     else:
-        scores = problem.unmatched.double().reshape(-1, n)
         column = int(capacity.sum())
+        scores = problem.unmatched.double().reshape(-1, n) - rows[:, :n] - columns[:, column, None]
         open_ = scores > -torch.inf
         shifted = torch.where(open_, scores, 0.0) + u[:, :n] + v[:, column, None] + math.log(n)
         alone = torch.where(open_, shifted, -torch.inf).exp()
         matched = states.taken.sum(-1)[:, None].double()
         log_end = log_end - (n - matched) * math.log(n)
         if size > n:
-            corner = torch.where(padded[:, n, column] > -torch.inf, u[:, n] + v[:, column], -torch.inf)
-            log_end = log_end + torch.where(matched > 0, matched * corner, 0.0)
+            log_end = log_end + torch.where(matched > 0, matched * empty[:, column], 0.0)
     return _Scaled(pairs, alone, log_end, -total)
 
 
@@ -190,10 +197,15 @@ def _start(scaled: _Scaled) -> Tensor:
     return torch.ones_like(scaled.shift)[None]
 
 
+def _longer(table: Tensor, size: int) -> Tensor:
+    """A table (states, b) with zeros for more states; also of no items, which torch 2.4 does not pad."""
+    return torch.cat([table, table.new_zeros(size - len(table), table.shape[1])])
+
+
 def _grow(table: Tensor, scaled: _Scaled, row: int, states: _States) -> Tensor:
     """Sums over the first ``row + 1`` rows from those over the first ``row``, (states so far, b)."""
     size = states.upto[row + 1]
-    grown = torch.nn.functional.pad(table, (0, 0, 0, size - len(table)))
+    grown = _longer(table, size)
     weights = scaled.pairs[:, row].T.contiguous()
     total = torch.zeros_like(grown) if scaled.alone is None else grown * scaled.alone[:, row]
     for before, column in zip(states.before[:, :size], states.column[:, :size], strict=True):

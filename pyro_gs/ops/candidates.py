@@ -50,6 +50,7 @@ def to_sparse(logits: Tensor) -> tuple[Tensor, Tensor]:
     Raises:
         TypeError: neither a floating nor a boolean tensor.
         ValueError: not square, NaN or +inf.
+        RuntimeError: under a transform of ``torch.func``, which hides values; give a batch.
 
     Example:
         >>> import torch
@@ -207,6 +208,7 @@ def sparse_matching(logits: Tensor, candidates: Tensor) -> Tensor:
         TypeError: ``logits`` not floating, ``candidates`` not of an integer dtype.
         ValueError: NaN or +inf, magnitudes of 1e150 and more, a column out of range or twice in a row, or no permutation;
             names the batch item and rows that share too few columns.
+        RuntimeError: under a transform of ``torch.func``, which hides values; give a batch.
         NotImplementedError: under ``torch.jit.trace``.
 
     Example:
@@ -276,7 +278,7 @@ def _fitted(values: Tensor, candidates: Tensor, name: str) -> tuple[Tensor, Tens
             f"candidates of shape {tuple(candidates.shape)} do not fit {name} of shape {tuple(values.shape)}; expected "
             "the same last two dimensions, and batch shapes that broadcast"
         ) from None
-    n = shape[-2]
+    n, candidates = shape[-2], candidates.long()
     outside = (candidates < 0) | (candidates >= n)
     if bool(outside.any()):
         *item, row, place = at = first_position(outside)
@@ -284,7 +286,7 @@ def _fitted(values: Tensor, candidates: Tensor, name: str) -> tuple[Tensor, Tens
             f"candidates{describe(tuple(item))} has column {int(candidates[at])} at row {row}, place "
             f"{place}; expected 0 to {n - 1}, for padding too"
         )
-    return values.expand(shape), candidates.long().expand(shape)
+    return values.expand(shape), candidates.expand(shape)
 
 
 def _check_distinct(candidates: Tensor, present: Tensor) -> None:

@@ -39,6 +39,10 @@ _NOTHING = -200.0  # logarithm of an entry whose gradient nobody can look at
 _DEPTH = 40.0  # nats below the strongest tie at which the others no longer show in a gradient
 
 
+ROUNDING = 1e-4
+"""Nats that rounding of large logits may cost."""
+
+
 class SinkhornWarning(UserWarning):
     """The Sinkhorn operator did not reach its tolerance."""
 
@@ -484,9 +488,37 @@ def _solve_eagerly(*args: Any) -> Any:
 def check_resolved(log_p: Tensor, name: str = "logits") -> None:
     """Raise ``ValueError`` where scaled logits (..., n, n) are above zero or NaN: rounding is all that is left of them."""
     if log_p.numel() and not bool(log_p.detach().amax() < 1):
-        raise ValueError(
-            f"{name} differ by so much that float64 cannot tell what is left; forbid pairs by -inf, not by large numbers"
-        )
+        raise unresolved(name)
+
+
+def unresolved(name: str = "logits") -> ValueError:
+    """The error for logits of which rounding leaves nothing."""
+    return ValueError(
+        f"{name} differ by so much that float64 cannot tell what is left; forbid pairs by -inf, not by large numbers"
+    )
+
+
+def check_potentials(z: Tensor, u: Tensor, v: Tensor, *, certain: bool = True) -> None:
+    """Raise ``ValueError`` where rounding of large potentials leaves nothing of balanced logits ``z = x + u + v``.
+
+    Args:
+        z: (..., n, n).
+        u: potentials of rows, (..., n).
+        v: of columns, (..., n).
+        certain: let pass pairs that all permutations that count have, whatever is lost to rounding.
+    """
+    check_resolved(z)
+    if not z.numel():
+        return
+    z = z.detach()
+    noise = 8 * torch.finfo(z.dtype).eps * (u.abs()[..., None] + v.abs()[..., None, :])
+    near = z > -(40 + z.shape[-1] * noise)  # e^-40 of others is nothing
+    rough = near & (noise > ROUNDING)
+    if not bool(rough.any()):
+        return
+    alone = (near.sum(-1, keepdim=True) == 1) & (near.sum(-2, keepdim=True) == 1) & (z.abs() < 1e-6)
+    if not certain or bool((rough & ~alone).any()):
+        raise unresolved()
 
 
 def scale(

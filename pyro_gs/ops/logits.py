@@ -116,6 +116,20 @@ def check_magnitude(x: Tensor, name: str) -> None:
             )
 
 
+def without_offsets(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits (..., n, m) less the largest entry of every row and then of every column, which are taken as constants.
+
+    What rows and columns have in common says nothing of a law, and would cost digits.
+
+    Returns:
+        The difference, none above zero, and what rows (..., n) and columns (..., m) had.
+    """
+    rows = x.detach().amax(-1)
+    y = x - rows[..., None]
+    columns = y.detach().amax(-2)
+    return y - columns[..., None, :], rows, columns
+
+
 def check_temperature(temperature: float | Tensor, name: str = "temperature", *, zero: bool = False) -> None:
     """Raise unless a temperature is a positive (with ``zero``: non-negative) finite number or a floating tensor of such."""
     wanted = "at least 0 and finite" if zero else "positive and finite"

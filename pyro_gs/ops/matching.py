@@ -53,6 +53,7 @@ def matching(logits: Tensor, *, unmatched: float | Tensor | None = None, capacit
         TypeError: ``logits`` is not a floating tensor.
         ValueError: ``logits`` is not square, has a NaN or +inf, or allows no permutation; the message names the
             batch item and, for the last, the rows of a Hall violator (rows that share too few columns).
+        RuntimeError: under a transform of ``torch.func``, which hides values; give a batch.
 
     Example:
         >>> import torch
@@ -163,16 +164,16 @@ def to_matrix(index: Tensor, *, dtype: torch.dtype | None = None, device: torch.
         tensor([[0., 1.],
                 [1., 0.]])
     """
-    if not isinstance(index, Tensor) or index.dtype in (torch.bool,) or index.is_floating_point():
+    if not isinstance(index, Tensor) or index.dtype == torch.bool or index.is_floating_point() or index.is_complex():
         kind = index.dtype if isinstance(index, Tensor) else type(index).__name__
         raise TypeError(f"index must be an integer tensor of shape (..., n), but is {kind}")
     if index.dim() < 1 or index.shape[-1] == 0:
         raise ValueError(f"index must have shape (..., n) with n >= 1, but has shape {tuple(index.shape)}")
-    n = index.shape[-1]
+    n, index = index.shape[-1], index.long()
     good = (index.sort(-1).values == torch.arange(n, device=index.device)).all(-1)
     if not bool(good.all()):
         where = first_position(~good) if good.dim() else ()
         raise ValueError(f"index{describe(where)} is not a permutation of 0, ..., {n - 1}: {index[where].tolist()}")
     out = torch.zeros((*index.shape, n), dtype=dtype or torch.get_default_dtype(), device=index.device)
-    out.scatter_(-1, index.long()[..., None], 1.0)
+    out.scatter_(-1, index[..., None], 1.0)
     return out if device is None else out.to(device)

@@ -210,6 +210,7 @@ def pad_logits(logits: Tensor, *, unmatched: float | Tensor | None = None, capac
         TypeError: ``logits`` or ``unmatched`` not floating, ``capacities`` no integers.
         ValueError: NaN or +inf, a wrong shape, a negative capacity, or an item without an assignment; names the item and the
             rows that share too few places.
+        RuntimeError: under a transform of ``torch.func``, which hides values; give a batch.
 
     Warns:
         SupportWarning: an allowed pair lies on no assignment; it is forbidden.

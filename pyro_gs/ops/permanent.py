@@ -18,8 +18,8 @@ from torch import Tensor
 
 from pyro_gs.ops.assignment_sums import log_assignment_sum
 from pyro_gs.ops.batching import own_memory, unexpanded
-from pyro_gs.ops.implicit import SinkhornSolution, check_resolved, scale
-from pyro_gs.ops.logits import check_logits, check_magnitude, describe
+from pyro_gs.ops.implicit import SinkhornSolution, check_potentials, scale
+from pyro_gs.ops.logits import check_logits, check_magnitude, describe, without_offsets
 from pyro_gs.ops.padding import Assignment, Capacities
 from pyro_gs.ops.subsets import levels, moves
 from pyro_gs.ops.support import Support, blocks, component_sizes, find_support, rows_of_component, unravel
@@ -79,7 +79,9 @@ def log_permanent(
         TypeError: ``logits`` is no floating tensor.
         ValueError: bad logits, no permutation allowed, an unknown method, or ``"exact"`` with a component of more than
             20 rows; the message names the number and the alternatives. With ``unmatched`` or ``capacities``, another
-            method, or more than 2^20 states.
+            method, or more than 2^20 states. Logits of which rounding leaves nothing.
+        OverflowError: the value is too large for the dtype of ``logits``.
+        RuntimeError: under a transform of ``torch.func``; take :mod:`torch.autograd`, and batch dimensions.
 
     Example:
         >>> import torch
@@ -92,11 +94,32 @@ def log_permanent(
     if unmatched is not None or capacities is not None:
         if method != "exact":
             raise ValueError(f"method must be 'exact' with unmatched or capacities, but is {method!r}")
-        return log_assignment_sum(Assignment(logits, unmatched, capacities)).to(logits.dtype)
+        total = log_assignment_sum(Assignment(logits, unmatched, capacities))
+        return in_dtype(total, logits.dtype, "the log-sum over assignments")
+    n, m = logits.shape[-2:] if isinstance(logits, Tensor) and logits.dim() >= 2 else (0, 0)
+    if n != m:
+        raise ValueError(
+            f"logits must be square in its last two dimensions, but has shape {tuple(logits.shape)}; for the sum over "
+            "matchings that leave columns free give capacities=1, where rows may stay unmatched their score, unmatched=..."
+        )
     check_logits(logits)
     check_magnitude(logits, "logits")
     support = find_support(logits.detach() > -torch.inf, warn=False)
-    return log_normalizer(own_memory(logits, 2), support, method).to(logits.dtype)
+    total = log_normalizer(own_memory(logits, 2), support, method)
+    return in_dtype(total, logits.dtype, "the log-permanent")
+
+
+def in_dtype(value: Tensor, dtype: torch.dtype, what: str) -> Tensor:
+    """A float64 result in the dtype of what it comes from.
+
+    Raises:
+        OverflowError: it is finite, and too large for the dtype.
+    """
+    out = value.to(dtype)
+    lost = out.detach().isinf() & value.detach().isfinite()
+    if bool(lost.any()):
+        raise OverflowError(f"{what} is {float(value[lost].reshape(-1)[0]):g}, beyond {dtype}; give logits in float64")
+    return out
 
 
 def log_permanent_bounds(logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -111,6 +134,8 @@ def log_permanent_bounds(logits: Tensor) -> tuple[Tensor, Tensor]:
     Raises:
         TypeError: as there.
         ValueError: as there, but for sizes.
+        OverflowError: as there.
+        RuntimeError: as there.
 
     Example:
         >>> import torch
@@ -125,7 +150,7 @@ def log_permanent_bounds(logits: Tensor) -> tuple[Tensor, Tensor]:
     bethe, sinkhorn = (log_normalizer(logits, support, method) for method in ("bethe", "sinkhorn_upper"))
     low = torch.maximum(bethe, sinkhorn - _sinkhorn_gap(support).to(sinkhorn))
     high = torch.minimum(bethe + _bethe_gap(support).to(bethe), sinkhorn)
-    return low.to(logits.dtype), high.to(logits.dtype)
+    return in_dtype(low, logits.dtype, "a bound"), in_dtype(high, logits.dtype, "a bound")
 
 
 def check_method(method: str, name: str = "method") -> None:
@@ -150,22 +175,34 @@ def check_exact(support: Support, what: str) -> None:
 
 def log_normalizer(logits: Tensor, support: Support, method: Method = "exact") -> Tensor:
     """:func:`log_permanent` of logits that are checked, of their support; float64."""
+    _, value, shift = balanced_normalizer(logits, support, method)
+    return value + shift
+
+
+def balanced_normalizer(logits: Tensor, support: Support, method: Method = "exact") -> tuple[Tensor, Tensor, Tensor]:
+    """:func:`log_normalizer` without what is lost to rounding where logits are large.
+
+    Returns:
+        Logits whose rows and columns have had constants added, so that their exponentials are doubly stochastic, float64
+        (..., n, n); the log-normalizer of these, (...); what is to be added to it for that of ``logits``.
+    """
     if method == "bethe_upper":
-        bethe = log_normalizer(logits, support, "bethe")
-        return bethe + _bethe_gap(support).to(bethe)
+        z, bethe, shift = balanced_normalizer(logits, support, "bethe")
+        return z, bethe + _bethe_gap(support).to(bethe), shift
     if method == "sinkhorn_lower":
-        sinkhorn = log_normalizer(logits, support, "sinkhorn_upper")
-        return sinkhorn - _sinkhorn_gap(support).to(sinkhorn)
+        z, sinkhorn, shift = balanced_normalizer(logits, support, "sinkhorn_upper")
+        return z, sinkhorn - _sinkhorn_gap(support).to(sinkhorn), shift
     if method == "exact":
         check_exact(support, "log_permanent")
     x, support, batch = distinct(logits, support)
     z, balanced = _balance(x, support)
-    shift = -balanced.u.sum(-1) - balanced.v.sum(-1)
+    shift = (-balanced.u.sum(-1) - balanced.v.sum(-1)).expand(batch)
+    whole = z.expand(batch + x.shape[-2:])
     if method == "sinkhorn_upper":
         # By the envelope theorem the potentials may be held fixed, with sum P dX as the differential of the shift.
         p = balanced.log_p.exp()
-        value = shift + (p * torch.where(p > 0, x - x.detach(), 0.0)).sum((-2, -1))
-        return value.expand(batch)
+        value = (p * torch.where(p > 0, x - x.detach(), 0.0)).sum((-2, -1))
+        return whole, value.expand(batch), shift
     if method == "exact":
         value = torch.zeros(x.shape[:-2], dtype=x.dtype, device=x.device).reshape(-1)
         for block in blocks(support, x.device):
@@ -177,7 +214,7 @@ def log_normalizer(logits: Tensor, support: Support, method: Method = "exact") -
         value = _bethe_energy(z, log_b, log_others(log_b, -1))
     else:
         value = _bethe_energy(z, *_beliefs(x.detach(), z.detach(), support))
-    return (value + shift).expand(batch)
+    return whole, value.expand(batch), shift
 
 
 def _sinkhorn_gap(support: Support) -> Tensor:
@@ -326,10 +363,11 @@ def balance(x: Tensor, support: Support) -> Tensor:
 
 def _balance(x: Tensor, support: Support) -> tuple[Tensor, SinkhornSolution]:
     """Balanced logits, and the solution that has the potentials."""
+    x, rows, columns = without_offsets(x)
     found = scale(x.detach(), support, tol=_TOL, max_iter=500, relative=False)
     z = x + found.u[..., None] + found.v[..., None, :]
-    check_resolved(z)
-    return z, found
+    check_potentials(z, found.u, found.v)
+    return z, found._replace(u=found.u - rows, v=found.v - columns)
 
 
 def log_others(x: Tensor, dim: int) -> Tensor:

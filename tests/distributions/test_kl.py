@@ -249,3 +249,11 @@ def test_bad_pairs():
         kl_divergence(GibbsPermutation(torch.zeros(2, 3, 3)), GibbsPermutation(torch.zeros(5, 3, 3)))
     with pytest.raises(ValueError, match="num_samples must be an integer of at least 1, but is 0"):
         q.entropy(0)
+
+
+@pytest.mark.parametrize("kl", [gumbel_noise_kl, tightened_kl])
+def test_other_laws_are_refused(kl):
+    relaxed, hard = GumbelSinkhorn(1.0, torch.zeros(3, 3)), GibbsPermutation(torch.zeros(3, 3))
+    for q, p, name in ((hard, relaxed, "q"), (relaxed, hard, "p")):
+        with pytest.raises(TypeError, match=f"{name} must be a Gumbel-Sinkhorn law, but is GibbsPermutation"):
+            kl(q, p)

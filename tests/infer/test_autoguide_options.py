@@ -364,3 +364,20 @@ def test_hard_draws_on_the_plain_model_are_refused(objective):
 def test_allowed_pairs_must_be_booleans():
     with pytest.raises(TypeError, match=r"allowed must have dtype bool, but has torch\.float64"):
         init_to_matching({"P": torch.eye(2)})("P", torch.ones(2, 2))
+
+
+def test_what_is_no_model_mapping_or_law_is_refused():
+    with pytest.raises(TypeError, match="model must be a function, but is int"):
+        pgs.AutoGumbelSinkhorn(3)
+    with pytest.raises(TypeError, match="matrices must be a mapping of sites to matrices, but is int"):
+        init_to_matching(5)
+    with pytest.raises(TypeError, match="law must be a class of distributions, but is 3"):
+        pgs.register_relaxation(3)
+    with pytest.raises(TypeError, match="must be a function of a law and a temperature, but is None"):
+        pgs.register_relaxation(pgs.UniformPermutation)(None)
+
+
+def test_stick_breaking_of_a_single_row_is_refused():
+    guide = pgs.AutoStickBreaking(lambda: pyro.sample("P", pgs.UniformPermutation(1)))
+    with pytest.raises(ValueError, match="has nothing to learn of site 'P', whose matrices have a single row"):
+        guide()

@@ -313,3 +313,9 @@ def test_on_a_device_it_is_the_same(temperature):
         found.append((p.cpu(), gradient.cpu(), sparse_matching(logits.to(device), candidates.to(device)).cpu()))
     for here, there in zip(*found, strict=True):
         assert torch.allclose(here.double(), there.double(), atol=1e-8)
+
+
+@pytest.mark.parametrize("kind", [torch.uint8, torch.int16, torch.uint16, torch.uint32, torch.uint64])
+def test_candidates_of_any_integer_dtype(kind):
+    logits, candidates = torch.randn(3, 2), torch.tensor([[0, 1], [1, 2], [2, 0]])
+    assert torch.equal(sparse_sinkhorn(logits, candidates.to(kind)), sparse_sinkhorn(logits, candidates))

@@ -257,3 +257,8 @@ def test_index_errors():
 @pytest.mark.cuda
 def test_stays_on_the_device():
     assert matching(torch.randn(2, 5, 5, device="cuda")).device.type == "cuda"
+
+
+@pytest.mark.parametrize("kind", [torch.uint8, torch.int8, torch.int16, torch.uint16, torch.uint32, torch.uint64])
+def test_index_of_any_integer_dtype(kind):
+    assert torch.equal(to_matrix(torch.tensor([1, 0, 2]).to(kind)), torch.eye(3)[[1, 0, 2]])

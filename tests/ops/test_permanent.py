@@ -123,8 +123,8 @@ def test_bounds_hold():
             assert (value[upper] >= exact - 1e-9).all(), upper
         assert (value["sinkhorn_bethe"] <= value["bethe"] + 1e-9).all()  # the latter is the maximum
         low, high = log_permanent_bounds(logits)
-        assert torch.equal(low, torch.maximum(value["bethe"], value["sinkhorn_lower"]))
-        assert torch.equal(high, torch.minimum(value["bethe_upper"], value["sinkhorn_upper"]))
+        assert torch.allclose(low, torch.maximum(value["bethe"], value["sinkhorn_lower"]), rtol=1e-14, atol=1e-14)
+        assert torch.allclose(high, torch.minimum(value["bethe_upper"], value["sinkhorn_upper"]), rtol=1e-14, atol=1e-14)
 
 
 def test_bethe_of_two_rows_is_the_larger_product():
@@ -248,3 +248,9 @@ def test_the_larger_of_two_products_is_taken():
     x = torch.randn(500, 2, 2)
     best = torch.maximum(x[:, 0, 0] + x[:, 1, 1], x[:, 0, 1] + x[:, 1, 0])
     assert torch.allclose(log_permanent(x, method="bethe"), best)
+
+
+def test_rectangular_logits_are_told_of_the_sum_over_matchings():
+    with pytest.raises(ValueError, match=r"has shape \(1, 3\); for the sum .* give capacities=1"):
+        log_permanent(torch.zeros(1, 3))
+    assert torch.allclose(log_permanent(torch.zeros(1, 3), capacities=1).exp(), torch.tensor(3.0))
