@@ -35,6 +35,6 @@ def test_two_processes_fit_what_one_does(tmp_path):
     (one,) = noises()
     two = noises("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
     assert len(two) == 2
-    assert two[0] == two[1]
+    assert two[0] == pytest.approx(two[1], rel=1e-12)  # torch 2.14 rounds by where in memory a number lies
     assert 0.38 < one < 0.5  # it began at .37, and without the prior would end above .5
     assert abs(two[0] - one) < 0.01
