@@ -83,9 +83,12 @@ class GibbsPermutation(LogitsLaw):
         return in_dtype(total, self.logits.dtype, "the log-normalizer")
 
     def _log_prob(self, value: Tensor) -> Tensor:
-        # A product, so that the gradient in the matrix is that of the linear extension.
         z, total, _ = balanced_normalizer(self.logits, self._support, self.normalizer)
-        chosen = (value.double() * torch.where(z > -torch.inf, z, 0.0)).sum((-2, -1))
+        allowed = z > -torch.inf
+        chosen = (value.double() * torch.where(allowed, z, 0.0)).sum((-2, -1))
+        if value.requires_grad:  # in the matrix it is that of the linear extension, the logits: z has other constants
+            offsets = torch.where(allowed, self.logits - z, 0.0).detach()
+            chosen = chosen + ((value - value.detach()).double() * offsets).sum((-2, -1))
         return (chosen - total).to(self.logits.dtype)
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
