@@ -211,7 +211,7 @@ class GumbelSinkhorn(MatrixLaw):
             ValueError: another event shape, not doubly stochastic, mass on a forbidden pair, or a zero at an
                 allowed pair (a matrix on the boundary, or one whose entries underflowed and lost their logarithm), or
                 logits of which rounding leaves no density.
-            RuntimeError: under a transform of ``torch.func``; take :mod:`torch.autograd`, and batch dimensions.
+            RuntimeError: under a transform of ``torch.func``; take ``torch.autograd``, and batch dimensions.
         """
         bound = value.bound if isinstance(value, RelaxedPermutation) else None
         if bound is not None:

@@ -81,7 +81,7 @@ def log_permanent(
             20 rows; the message names the number and the alternatives. With ``unmatched`` or ``capacities``, another
             method, or more than 2^20 states. Logits of which rounding leaves nothing.
         OverflowError: the value is too large for the dtype of ``logits``.
-        RuntimeError: under a transform of ``torch.func``; take :mod:`torch.autograd`, and batch dimensions.
+        RuntimeError: under a transform of ``torch.func``; take ``torch.autograd``, and batch dimensions.
 
     Example:
         >>> import torch
