@@ -108,11 +108,11 @@ class GibbsMatching(MatrixLaw):
         return new
 
     def _distinct(self) -> tuple[Tensor, Tensor | None]:
-        """Logits and scores of unmatched rows of one batch shape, once for items that were expanded."""
-        logits = unexpanded(self.logits, 2)
+        """Logits and scores of unmatched rows in float64 and of one batch shape, once for items that were expanded."""
+        logits = unexpanded(self.logits, 2).double()
         if self.unmatched is None:
             return logits, None
-        scores = unexpanded(self.unmatched, 1)
+        scores = unexpanded(self.unmatched, 1).double()
         batch = torch.broadcast_shapes(logits.shape[:-2], scores.shape[:-1])
         return logits.expand(batch + self.event_shape), scores.expand(batch + self.event_shape[:1])
 
@@ -166,12 +166,12 @@ class GibbsMatching(MatrixLaw):
         Each row takes one of its entries or its score, so that what all of them have in common is left out.
         """
         logits, scores = self._distinct()
-        common = logits.detach().amax(-1).double()
-        common = common if scores is None else torch.maximum(common, scores.detach().double())
-        logits = logits.double() - common[..., None]
+        common = logits.detach().amax(-1)
+        common = common if scores is None else torch.maximum(common, scores.detach())
+        logits = logits - common[..., None]
         total = (value.double() * torch.where(logits > -torch.inf, logits, 0.0)).sum((-2, -1))
         if scores is not None:
-            scores = scores.double() - common
+            scores = scores - common
             total = total + ((1 - value.double().sum(-1)) * torch.where(scores > -torch.inf, scores, 0.0)).sum(-1)
         return total - self._log_sum(logits, scores, certain=False)
 
@@ -196,8 +196,7 @@ class GibbsMatching(MatrixLaw):
 
     def _marginals(self) -> Tensor:
         """In float64."""
-        logits, scores = (None if part is None else part.double() for part in self._distinct())
-        assert logits is not None
+        logits, scores = self._distinct()
         parameters = [logits] if scores is None else [logits, scores]
         keep = torch.is_grad_enabled() and any(part.requires_grad for part in parameters)
         with torch.enable_grad():

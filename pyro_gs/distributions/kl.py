@@ -240,7 +240,7 @@ def gibbs_kl(q: GibbsPermutation | UniformPermutation, p: GibbsPermutation | Uni
     (x, log_q, _), (x0, log_p, _) = (balanced_normalizer(law.log_weights, law._support) for law in (q, p))
     allowed, allowed0 = x > -torch.inf, x0 > -torch.inf
     gap = torch.where(allowed, x, 0.0) - torch.where(allowed0, x0, 0.0)
-    total = (marginals(q.log_weights, q._support) * gap).sum((-2, -1)) - log_q + log_p
+    total = (marginals(x, q._support) * gap).sum((-2, -1)) - log_q + log_p
     inside = (allowed0 | ~allowed).all(-1).all(-1)
     return torch.where(inside, total.clamp(min=0.0), torch.inf).to(q.log_weights.dtype)  # clamp: of rounding
 

@@ -64,6 +64,7 @@ class Assignment:
         check_floating(logits, "logits", half=half)
         check_entries(logits, "logits")
         check_magnitude(logits, "logits")
+        logits = own_memory(logits, 2)
         n, m = logits.shape[-2:]
         self.capacities = _checked_capacities(capacities, n, m)
         self.unmatched: Tensor | None = None
@@ -90,10 +91,10 @@ class Assignment:
                     f"unmatched{describe(tuple(item))} is {float(detached[where])} for row {row}; it must be finite, or "
                     "-inf where a row must be matched"
                 )
-            logits = own_memory(logits, 2).expand(*batch, n, m)
+            logits = logits.expand(*batch, n, m)
             if detached.numel() == 0 or bool((detached > -torch.inf).any()):
                 self.unmatched = scores
-        self.logits = own_memory(logits, 2) if unmatched is None else logits
+        self.logits = logits
 
     @property
     def shape(self) -> tuple[int, int]:
