@@ -7,6 +7,8 @@ import pyro
 import pytest
 import torch
 
+import pyro_gs  # noqa: F401 - whole, or pytest runs a module whose doctests are asked for alone twice
+
 # The machines that run this have two cores; small matrices gain nothing from threads, and waiting for one costs much, where
 # other programs have the cores very much. In the processes that tests start too.
 torch.set_num_threads(int(os.environ.get("PYRO_GS_TEST_THREADS", "1")))

@@ -29,7 +29,16 @@ _LARGEST = 1e7  # coordinate; above 1e6 small entries are wrong now and then, wi
 
 
 class DivergenceError(ValueError):
-    """Coordinates that are not finite, or beyond 1e7. HMC and NUTS take such a step as divergent and reject it."""
+    """Coordinates that are not finite, or beyond 1e7. HMC and NUTS take such a step as divergent and reject it.
+
+    Example:
+        >>> import torch
+        >>> import pyro_gs as pgs
+        >>> pgs.BirkhoffTransform(2)(torch.tensor([1e9]))
+        Traceback (most recent call last):
+            ...
+        pyro_gs.distributions.birkhoff.DivergenceError: x must be finite and at most 1e+07 in size, but has the entry ...
+    """
 
 
 class BirkhoffTransform(Transform):

@@ -118,7 +118,23 @@ def _on_plane(nodes: Tensor, z: Tensor) -> Tensor:
 
 
 class EstimateWarning(UserWarning):
-    """An importance-sampling estimate rests on a few draws."""
+    """An importance-sampling estimate rests on a few draws.
+
+    Of :class:`GumbelMatching` and of :func:`round_samples`; messages say how many there are.
+
+    Example:
+        >>> import warnings
+        >>> import torch
+        >>> import pyro_gs as pgs
+        >>> _ = torch.manual_seed(0)
+        >>> law = pgs.GumbelMatching(torch.randn(20, 20), num_particles=10)
+        >>> with warnings.catch_warnings():
+        ...     warnings.simplefilter("error", pgs.EstimateWarning)
+        ...     law.log_prob(torch.eye(20))
+        Traceback (most recent call last):
+            ...
+        pyro_gs.distributions.matching_integral.EstimateWarning: an estimate of a probability of GumbelMatching ...
+    """
 
 
 class _Student(NamedTuple):

@@ -28,7 +28,26 @@ _FEW = 10.0  # effective draws, below which corrected marginals are not to be re
 
 
 class TemperatureWarning(UserWarning):
-    """The hard permutations of a fit depend on its temperature, or that cannot be told."""
+    """The hard permutations of a fit depend on its temperature, or that cannot be told.
+
+    Example:
+        >>> import warnings
+        >>> import pyro, torch
+        >>> import pyro.distributions as dist
+        >>> import pyro_gs as pgs
+        >>> pyro.clear_param_store()
+        >>> pyro.set_rng_seed(0)
+        >>> def model(y):
+        ...     P = pyro.sample("P", pgs.UniformPermutation(4))
+        ...     pyro.sample("y", dist.Normal(P @ torch.arange(4.0), 0.1).to_event(1), obs=y)
+        >>> guide = pgs.AutoGumbelSinkhorn(model)  # not fitted
+        >>> with warnings.catch_warnings():
+        ...     warnings.simplefilter("error", pgs.TemperatureWarning)
+        ...     _ = pgs.check_temperature_effect(pgs.relax(model), guide, torch.arange(4.0), num_draws=50)
+        Traceback (most recent call last):
+            ...
+        pyro_gs.infer.diagnostics.TemperatureWarning: whether the hard permutations of this fit depend on its ...
+    """
 
 
 @dataclasses.dataclass(frozen=True)

@@ -27,7 +27,24 @@ _TRIALS = 8  # candidates on which broadcasting is tried out
 
 
 class VectorizationWarning(UserWarning):
-    """A model does not broadcast over candidate permutations, so they are scored one after the other."""
+    """A model does not broadcast over candidate permutations, so they are scored one after the other.
+
+    The answer is the same, and slower. A kernel's ``vectorize=False`` says that this is meant.
+
+    Example:
+        >>> import warnings
+        >>> import pyro
+        >>> import pyro_gs as pgs
+        >>> def model():
+        ...     P = pyro.sample("P", pgs.UniformPermutation(3))
+        ...     pyro.factor("first", P[0, 0])  # of all candidates, P[..., 0, 0]
+        >>> with warnings.catch_warnings():
+        ...     warnings.simplefilter("error", pgs.VectorizationWarning)
+        ...     _ = pgs.enumerate_posterior(model)
+        Traceback (most recent call last):
+            ...
+        pyro_gs.infer.log_joint.VectorizationWarning: the model does not broadcast over candidate permutations...
+    """
 
 
 @dataclasses.dataclass(frozen=True)
@@ -249,7 +266,7 @@ class LogJoint:
         warnings.warn(
             "the model does not broadcast over candidate permutations, so they are scored one after the other, which is "
             "slower; write it for P of shape (..., n, n) with any dimensions to the left, as for "
-            f"Trace_ELBO(vectorize_particles=True), or give vectorize=False{reason}",
+            f"Trace_ELBO(vectorize_particles=True), or tell a kernel that this is meant, vectorize=False{reason}",
             VectorizationWarning,
             stacklevel=4,
         )

@@ -44,7 +44,22 @@ ROUNDING = 1e-4
 
 
 class SinkhornWarning(UserWarning):
-    """The Sinkhorn operator did not reach its tolerance."""
+    """The Sinkhorn operator did not reach its tolerance.
+
+    A message says by how much and for how many matrices. To stop there instead:
+
+    Example:
+        >>> import warnings
+        >>> import torch
+        >>> import pyro_gs as pgs
+        >>> logits = torch.tensor([[0.0, 9.0, 4.0], [5.0, 0.0, 3.0], [1.0, 7.0, 0.0]])
+        >>> with warnings.catch_warnings():
+        ...     warnings.simplefilter("error", pgs.SinkhornWarning)
+        ...     pgs.sinkhorn(logits, max_iter=1)
+        Traceback (most recent call last):
+            ...
+        pyro_gs.ops.implicit.SinkhornWarning: Sinkhorn stopped after 1 Newton steps with a marginal error of ...
+    """
 
 
 class SinkhornSolution(NamedTuple):

@@ -23,7 +23,22 @@ from pyro_gs.ops.logits import describe, warn_user
 
 
 class SupportWarning(UserWarning):
-    """Allowed pairs that lie on no permutation were dropped."""
+    """Allowed pairs that lie on no permutation were dropped.
+
+    They have probability zero under every law. To look for a mistake in a mask rather than go on:
+
+    Example:
+        >>> import warnings
+        >>> import torch
+        >>> import pyro_gs as pgs
+        >>> allowed = torch.tensor([[True, True], [False, True]])  # row 1 needs column 1, so row 0 cannot have it
+        >>> with warnings.catch_warnings():
+        ...     warnings.simplefilter("error", pgs.SupportWarning)
+        ...     pgs.UniformPermutation(2, allowed)
+        Traceback (most recent call last):
+            ...
+        pyro_gs.ops.support.SupportWarning: allowed permits row 0, column 1, which lies on no permutation...
+    """
 
 
 class Support:

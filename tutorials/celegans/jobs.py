@@ -22,7 +22,7 @@ from tutorials.celegans.evidence import CollapsedEvidence
 from tutorials.celegans.identification import Identification, Run, onehot
 from tutorials.celegans.report import reliability_curve, score
 from tutorials.celegans.worms import Worms, chance_accuracy
-from tutorials.experiment import record_of
+from tutorials.experiment import check_seeds, record_of
 from tutorials.provenance import Provenance, key_of, provenance_of
 
 __all__ = ["BINS", "SETTINGS", "Clock", "Job", "expand", "provenance", "run_job"]
@@ -115,9 +115,7 @@ def expand(
     """
     if not seeds:
         raise ValueError("seeds is empty, expected at least one")
-    for seed in seeds:
-        if not 0 <= seed < 2**32:
-            raise ValueError(f"seeds: {seed!r} is none, expected integers from 0 to 2^32 - 1")
+    check_seeds(seeds)
     if budget is not None and not 0 < budget < float("inf"):
         raise ValueError(f"budget={budget!r}: expected a positive finite number of seconds")
     if clock not in get_args(Clock):

@@ -22,7 +22,22 @@ _TAIL = 0.05
 
 
 class ConvergenceWarning(UserWarning):
-    """R-hat and effective sample size are not defined for something that took a single value in all draws."""
+    """R-hat and effective sample size are not defined for something that took a single value in all draws.
+
+    Either the posterior is that sure, or the chains have not moved: chains from several starts tell.
+
+    Example:
+        >>> import warnings
+        >>> import torch
+        >>> import pyro_gs as pgs
+        >>> draws = {"P": torch.eye(3).expand(2, 20, 3, 3)}
+        >>> with warnings.catch_warnings():
+        ...     warnings.simplefilter("error", pgs.ConvergenceWarning)
+        ...     pgs.convergence(draws, group_by_chain=True)
+        Traceback (most recent call last):
+            ...
+        pyro_gs.infer.mcmc.convergence.ConvergenceWarning: nothing of 'P', 'P_hamming' varies in any draw (2 x 20)...
+    """
 
 
 @dataclass(frozen=True, eq=False)

@@ -155,8 +155,8 @@ def test_the_bar_shows_jobs_and_time_left(tmp_path, capsys):
         (["--jobs", "0"], "jobs=0: expected an integer of at least 1"),
         (["--budget", "-1"], "budget=-1.0"),
         (["--budget", "nan"], "budget=nan"),
-        (["--seeds", "0", "-1"], "seeds: -1 is none, expected integers from 0"),
-        (["--seeds", str(2**32)], "seeds: 4294967296"),
+        (["--seeds", "0", "-1"], "seeds=-1: expected an integer from 0 to 2^32 - 1"),
+        (["--seeds", str(2**32)], "seeds=4294967296"),
     ],
 )
 def test_bad_options_are_refused(options, text, tmp_path, capsys):
