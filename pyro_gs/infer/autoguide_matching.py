@@ -113,7 +113,8 @@ class AutoGumbelMatching(AutoGumbelSinkhorn):
         self.gradient: Gradient = gradient
         self.strength = float(strength)
         self.baseline_decay = baseline_decay
-        self._baselines: dict[str, DecayingAverage] = {}
+        self._baselines = torch.nn.ModuleList()  # not by name, which may have a dot
+        self._baseline_at: dict[str, int] = {}
         self._items: dict[str, Tensor] = {}
 
     @property  # type: ignore[misc]
@@ -144,13 +145,15 @@ class AutoGumbelMatching(AutoGumbelSinkhorn):
         shape = allowed.shape[:-2]
         self._items[name] = torch.arange(shape.numel(), device=site["value"].device).reshape(shape)
         if self.baseline_decay is not None:
-            self._baselines[name] = DecayingAverage(shape, self.baseline_decay)
+            self._baseline_at[name] = len(self._baselines)
+            self._baselines.append(DecayingAverage(shape, self.baseline_decay))
 
     def _law(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> GuideGumbelMatching:
         logits = self._logits(name, args, kwargs)
         item = pyro.subsample(self._items[name], event_dim=self._event_dim(name) - 2)
         bound: Bound = self.objective  # type: ignore[assignment]
-        return GuideGumbelMatching(logits, bound, self.gradient, self.strength, self._baselines.get(name), item)
+        baseline: Any = self._baselines[self._baseline_at[name]] if name in self._baseline_at else None
+        return GuideGumbelMatching(logits, bound, self.gradient, self.strength, baseline, item)
 
     def relaxed_sample(self, sample_shape: Any = (), *args: Any, **kwargs: Any) -> NoReturn:
         """There are none.

@@ -29,6 +29,9 @@ Relaxation = Callable[[Any, Temperature], dist.TorchDistribution]
 _RELAXATIONS: dict[type, Relaxation] = {}
 _F = TypeVar("_F", bound=Callable[..., Any])
 
+INDEX_OF = "pyro_gs_index_of"
+"""Key of a site's ``infer`` that marks it as the index of a permutation."""
+
 
 def register_relaxation(law: type) -> Callable[[Relaxation], Relaxation]:
     """Decorator that tells :func:`relax` what becomes of a law over permutation matrices.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +11,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
+from pyro.poutine.indep_messenger import IndepMessenger
 from pyro.poutine.markov_messenger import MarkovMessenger
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import _PYRO_STACK
@@ -17,10 +19,10 @@ from torch.distributions import Independent
 
 from pyro_gs.distributions import constraints
 from pyro_gs.distributions.permutation_law import PermutationLaw
-from pyro_gs.infer.handlers import given_values, rewrap, unwrap
-
-INDEX_OF = "pyro_gs_index_of"
-"""Key of a site's ``infer`` that marks it as the index of a permutation."""
+from pyro_gs.infer.handlers import INDEX_OF, given_values, rewrap, unwrap
+from pyro_gs.infer.log_joint import LogJoint, VectorizationWarning
+from pyro_gs.infer.randomness import randomness_kept
+from pyro_gs.ops.logits import warn_user
 
 
 class IndexMessenger(Messenger):
@@ -122,6 +124,38 @@ def _logits(law: PermutationLaw, support: torch.Tensor) -> torch.Tensor:
     return log_p.expand(log_p.shape[:1] + law.batch_shape).movedim(0, -1)
 
 
+class _Checked:
+    """A model that at its first call is tried out on a few permutations, alone and together."""
+
+    def __init__(self, model: Callable[..., Any]) -> None:
+        self._model = model
+        self._tried = False
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        inside = any(
+            isinstance(frame, IndepMessenger) for frame in _PYRO_STACK
+        )  # plates of many particles, in candidates' way
+        if not self._tried and not inside and not torch.jit.is_tracing():
+            self._tried = True
+            reason = self._trouble(args, kwargs)
+            if reason is not None:
+                warn_user(
+                    "the model does not broadcast over its permutations, so what is summed over their indices is wrong; "
+                    "write it for P of shape (..., n, n) with any dimensions to the left, as for "
+                    f"Trace_ELBO(vectorize_particles=True), or take MCMC with pyro_gs.SwapMetropolis{reason}",
+                    VectorizationWarning,
+                )
+        return self._model(*args, **kwargs)
+
+    def _trouble(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
+        try:
+            with randomness_kept(), torch.no_grad(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                return LogJoint(self._model, args, kwargs, vectorize=False).trouble()
+        except Exception:  # what a run of the model tells itself, or no case of LogJoint: plates that are subsampled
+            return None
+
+
 def indexed(model: Callable[..., Any] | None = None) -> Any:
     """The model with its latent permutations drawn through an index over their support.
 
@@ -138,7 +172,8 @@ def indexed(model: Callable[..., Any] | None = None) -> Any:
     "parallel"}`` without this handler, gives the evidence but not marginals, MAP and ``infer_discrete``.
 
     Args:
-        model: a Pyro model that broadcasts over its permutations; without it a context manager is returned.
+        model: a Pyro model that broadcasts over its permutations, which is tried out at its first call; without it a
+            context manager is returned, where it is not.
 
     Returns:
         A callable with the model's signature.
@@ -148,6 +183,9 @@ def indexed(model: Callable[..., Any] | None = None) -> Any:
         ValueError: at a call, a site with more than 8! = 40,320 permutations (the message has their number).
             Under HMC and NUTS, a latent site that depends on a permutation and has no initial value.
         NotImplementedError: at a call, several permutations in one event.
+
+    Warns:
+        VectorizationWarning: at the first call, the model does not broadcast, and sums are wrong.
 
     Example:
         >>> import torch, pyro_gs as pgs
@@ -163,4 +201,4 @@ def indexed(model: Callable[..., Any] | None = None) -> Any:
     if model is not None and not callable(model):
         raise TypeError(f"model must be callable, but is {type(model).__name__}; for a context use indexed()")
     messenger = IndexMessenger()
-    return messenger if model is None else messenger(model)
+    return messenger if model is None else messenger(_Checked(model))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,9 +15,10 @@ from torch import Tensor
 
 from pyro_gs.distributions import constraints
 from pyro_gs.distributions.uniform_permutation import UniformPermutation
-from pyro_gs.infer.handlers import is_permutation_law, name_sites, unwrap
-from pyro_gs.infer.index_handler import INDEX_OF
+from pyro_gs.infer.handlers import INDEX_OF, is_permutation_law, name_sites, unwrap
+from pyro_gs.infer.python_values import PythonValues
 from pyro_gs.ops.batching import unexpanded
+from pyro_gs.ops.logits import warn_user
 from pyro_gs.ops.matching import matching, to_index
 from pyro_gs.ops.support import find_support
 
@@ -29,7 +29,9 @@ _TRIALS = 8  # candidates on which broadcasting is tried out
 class VectorizationWarning(UserWarning):
     """A model does not broadcast over candidate permutations, so they are scored one after the other.
 
-    The answer is the same, and slower. A kernel's ``vectorize=False`` says that this is meant.
+    It gives other scores for many of them in one run than for each alone, or makes a Python value of what depends on them
+    (``if``, ``float``, ``numpy``), which is one for all. The answer is the same, and slower. A kernel's ``vectorize=False``
+    says that this is meant. Only :func:`indexed` cannot do without: its sums are wrong.
 
     Example:
         >>> import warnings
@@ -168,7 +170,15 @@ class LogJoint:
         self._normalized = normalized
         self._shapes: dict[str, torch.Size] = {}  # of every term of the latest run, candidates first
         self._prototype()
-        self.vectorize = self._broadcasts() if vectorize is None else vectorize
+        reason = self.trouble() if vectorize is None else None
+        if reason is not None:
+            warn_user(
+                "the model does not broadcast over candidate permutations, so they are scored one after the other, which is "
+                "slower; write it for P of shape (..., n, n) with any dimensions to the left, as for "
+                f"Trace_ELBO(vectorize_particles=True), or tell a kernel that this is meant, vectorize=False{reason}",
+                VectorizationWarning,
+            )
+        self.vectorize = reason is None if vectorize is None else vectorize
 
     def _prototype(self) -> None:
         """Run the model once and read off its sites."""
@@ -241,36 +251,33 @@ class LogJoint:
                 text += f". Site '{name}' holds index vectors: write pyro.sample('{name}', pyro_gs.GibbsPermutation(logits))"
         return text
 
-    def _broadcasts(self) -> bool:
-        """Whether candidates in one run of the model score as each alone."""
+    def trouble(self) -> str | None:
+        """None where candidates in one run of the model score as each alone, else why not, or an empty string."""
         taken = {size for site in self.sites.values() for size in (*site.item_shape, site.n)}
         # As many as there are rows bring every pair in, where all are allowed: no entry is the same in all of them.
         least = min(max(site.n for site in self.sites.values()), _TRIALS)
         count = next(k for k in range(least, least + len(taken) + 1) if k > 1 and k not in taken)
         draws = distinct_candidates(self.sites, self.start, count)
         others = {name: node["value"] for name, node in self.others.items()}
-        alone = torch.cat([self._run(draw, others, None, None).total for draw in draws], 1)
+        with PythonValues(draws[0].values()) as values:
+            first = self._run(draws[0], others, None, None)
+        alone = torch.cat(
+            [terms.total for terms in (first, *(self._run(draw, others, None, None) for draw in draws[1:]))], 1
+        )
         shapes = {name: shape[1:] for name, shape in self._shapes.items()}
-        reason = ""
+        if values.read_at is not None:
+            # whatever it decides by is the same for all candidates of a run, even where these few score alike
+            return f" ({values.read_at}, makes a Python value of tensors that depend on P)"
         try:
             joined = self._run(
                 {name: torch.stack([draw[name] for draw in draws]) for name in self.sites}, others, None, count
             )
         except Exception as error:
-            reason = f" ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
-        else:
-            # Values may agree by chance, as where all are -inf; candidates in a plate's dimension show in the shapes.
-            placed = {name: shape[1:] for name, shape in self._shapes.items()} == shapes
-            if placed and torch.allclose(joined.total, alone, rtol=1e-4, atol=1e-4, equal_nan=True):
-                return True
-        warnings.warn(
-            "the model does not broadcast over candidate permutations, so they are scored one after the other, which is "
-            "slower; write it for P of shape (..., n, n) with any dimensions to the left, as for "
-            f"Trace_ELBO(vectorize_particles=True), or tell a kernel that this is meant, vectorize=False{reason}",
-            VectorizationWarning,
-            stacklevel=4,
-        )
-        return False
+            return f" ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
+        # Values may agree by chance, as where all are -inf; candidates in a plate's dimension show in the shapes.
+        placed = {name: shape[1:] for name, shape in self._shapes.items()} == shapes
+        good = placed and torch.allclose(joined.total, alone, rtol=1e-4, atol=1e-4, equal_nan=True)
+        return None if good else ""
 
     @property
     def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -500,7 +507,11 @@ class PotentialJoint:
 
     def _broadcasts(self) -> bool:
         draws = distinct_candidates(self.sites, self.start, 2)
-        alone = torch.cat([self._call(draw) for draw in draws])
+        with PythonValues(draws[0].values()) as values:
+            first = self._call(draws[0])
+        alone = torch.cat([first, *(self._call(draw) for draw in draws[1:])])
+        if values.read_at is not None:  # see LogJoint
+            return False
         try:
             joined = self._call({name: torch.stack([draw[name] for draw in draws]) for name in self.sites})
         except Exception:

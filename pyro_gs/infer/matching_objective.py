@@ -53,8 +53,10 @@ def centred(weight: Tensor, allowed: Tensor) -> Tensor:
     return weight
 
 
-class DecayingAverage:
+class DecayingAverage(torch.nn.Module):
     """Decaying averages of what score functions were multiplied by, one for each item of a site's plates.
+
+    Buffers hold them, so that a guide's ``state_dict`` does.
 
     Args:
         shape: of the items.
@@ -62,9 +64,13 @@ class DecayingAverage:
     """
 
     def __init__(self, shape: torch.Size, decay: float) -> None:
+        super().__init__()
         self.decay = decay
-        self.sums = torch.zeros(math.prod(shape), dtype=torch.float64, device="cpu")  # it goes where the gradients are
-        self.weights = torch.zeros_like(self.sums)
+        self.sums: Tensor
+        self.weights: Tensor
+        zeros = torch.zeros(math.prod(shape), dtype=torch.float64, device="cpu")  # they go where the gradients are
+        self.register_buffer("sums", zeros)
+        self.register_buffer("weights", zeros.clone())
 
     def subtract(self, grad: Tensor, item: Tensor) -> Tensor:
         """Less the average of earlier calls, which it then joins.
@@ -75,8 +81,8 @@ class DecayingAverage:
         """
         self.sums, self.weights = self.sums.to(grad.device), self.weights.to(grad.device)
         place = item.expand(grad.shape).reshape(-1)
-        flat = grad.double().reshape(-1)
-        average = self.sums[place] / self.weights[place].clamp(min=torch.finfo(torch.float64).tiny)
+        flat = grad.reshape(-1).to(self.sums.dtype)
+        average = self.sums[place] / self.weights[place].clamp(min=torch.finfo(flat.dtype).tiny)
         total = torch.zeros_like(self.sums).index_add(0, place, flat)
         count = torch.zeros_like(self.sums).index_add(0, place, torch.ones_like(flat))
         seen = count > 0

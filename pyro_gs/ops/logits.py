@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import numbers
 import os
@@ -9,6 +10,7 @@ import sys
 import warnings
 from pathlib import Path
 
+import pyro
 import torch
 from torch import Tensor
 
@@ -18,13 +20,17 @@ _LARGEST = 1e150
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-_OURS = tuple(f"{path}{os.sep}" for path in (Path(__file__).parents[1], Path(torch.__file__).parent))
+NOT_THE_USERS = (
+    *(f"{path}{os.sep}" for path in (Path(__file__).parents[1], Path(torch.__file__).parent, Path(pyro.__file__).parent)),
+    contextlib.__file__,
+)
+"""How the names of files begin in which no user has a line."""
 
 
 def warn_user(message: str, category: type[Warning]) -> None:
-    """Warn as of the line outside this package and torch that led here."""
+    """Warn as of the line outside this package, Pyro and torch that led here."""
     level, frame = 2, sys._getframe(1)
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(_OURS):
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(NOT_THE_USERS):
         level, frame = level + 1, frame.f_back
     warnings.warn(message, category, stacklevel=level)
 

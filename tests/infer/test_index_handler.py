@@ -253,3 +253,42 @@ def test_pickle():
     again = pickle.loads(pickle.dumps(pgs.indexed(matching)))
     loss = TraceEnum_ELBO(max_plate_nesting=0).loss(again, no_guide)
     assert loss == pytest.approx(math.log(6) - float(likelihood(all_matrices(3), Y[0]).logsumexp(0)))
+
+
+WEIGHTS = torch.arange(16.0).reshape(4, 4).sin()
+
+
+def summed():
+    P = pyro.sample("P", pgs.UniformPermutation(4))
+    pyro.factor("f", (P * WEIGHTS).sum())
+
+
+def branching():
+    z = pyro.sample("z", dist.Normal(0.0, 1.0))
+    P = pyro.sample("P", pgs.UniformPermutation(4))
+    pyro.factor("f", 6 + z if (P == torch.eye(4)).all() else 0 * z)
+
+
+@pytest.mark.parametrize(("model", "reason"), [(summed, "Metropolis$"), (branching, r"Metropolis \(test_index_handler")])
+def test_a_model_that_does_not_broadcast_is_announced_once(model, reason):
+    wrapped = pickle.loads(pickle.dumps(pgs.indexed(model)))  # as for several chains
+    elbo = TraceEnum_ELBO(max_plate_nesting=0)
+    guide = pyro.poutine.block(model, expose=["z"])
+    with pytest.warns(pgs.VectorizationWarning, match=f"what is summed over their indices is wrong.*{reason}") as caught:
+        elbo.loss(wrapped, guide)
+    assert [warning.filename for warning in caught] == [__file__]
+    elbo.loss(wrapped, guide)  # an error if it warned again
+
+
+def test_trying_a_model_out_leaves_random_numbers_as_they_are():
+    def model():
+        P = pyro.sample("P", pgs.UniformPermutation(3))
+        x = pyro.sample("x", dist.Normal(0.0, 1.0))
+        pyro.factor("f", x * P[..., 0, 0])
+
+    draws = []
+    for wrapped in (pgs.indexed(model), pgs.indexed()(model)):
+        pyro.set_rng_seed(4)
+        trace = pyro.poutine.trace(wrapped).get_trace()
+        draws.append((trace.nodes["P_index"]["value"], trace.nodes["x"]["value"], torch.rand(2)))
+    assert all(torch.equal(one, other) for one, other in zip(*draws, strict=True))

@@ -1,11 +1,14 @@
 """The log joint density over candidates: agreement with Pyro's traces, plates, and what is refused."""
 
+import math
+
 import matching_model
 import pyro
 import pyro.distributions as dist
 import pyro.poutine as poutine
 import pytest
 import torch
+from pyro.infer import MCMC
 
 import pyro_gs as pgs
 from pyro_gs.infer.log_joint import LogJoint, PotentialJoint, VectorizationWarning
@@ -219,3 +222,42 @@ def test_candidates_in_the_dimension_of_a_plate_are_noticed():
     with pyro.validation_enabled(False), pytest.warns(VectorizationWarning):
         posterior = pgs.enumerate_posterior(model)
     assert int((posterior.log_probs > -torch.inf).sum()) == 12  # pairs without a common entry
+
+
+def rare(n):
+    """A model that looks at its permutation, with one value at nearly all of them."""
+    P = pyro.sample("P", pgs.UniformPermutation(n))
+    pyro.factor("f", torch.tensor(6.0) if (P == torch.eye(n)).all() else torch.tensor(0.0))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_branch_on_a_permutation_is_seen_where_all_candidates_tried_score_alike(seed):
+    pyro.set_rng_seed(seed)
+    with pytest.warns(VectorizationWarning, match=r"test_log_joint.py, line \d+, makes a Python value") as caught:
+        exact = pgs.enumerate_posterior(rare, 5)
+    assert caught[0].filename == __file__
+    assert float(exact.log_evidence) == pytest.approx(math.log((119 + math.exp(6)) / 120))
+    assert float(exact.log_probs.exp().max()) == pytest.approx(math.exp(6) / (119 + math.exp(6)))
+
+
+@pytest.mark.parametrize("kernel", [pgs.SwapMetropolis, pgs.LocallyBalanced, pgs.BlockGibbs])
+def test_a_kernel_sees_it_too(kernel):
+    pyro.set_rng_seed(3)
+    mcmc = MCMC(kernel(rare), 500, 100, disable_progbar=True)
+    with pytest.warns(VectorizationWarning, match="makes a Python value") as caught:
+        mcmc.run(4)
+    assert caught[0].filename == __file__
+    share = float((mcmc.get_samples()["P"] == torch.eye(4)).flatten(1).all(-1).double().mean())
+    assert 0.7 < share  # .946 in the posterior, 1 in 24 of uniform draws
+
+
+@pytest.mark.parametrize("kernel", [pgs.SwapMetropolis, pgs.BlockGibbs])
+def test_a_branch_in_a_potential_function_is_seen(kernel):
+    def potential(values):
+        return torch.tensor(-6.0) if (values["P"] == torch.eye(4)).all() else torch.tensor(0.0)
+
+    pyro.set_rng_seed(3)
+    start = {"P": torch.eye(4)[[1, 0, 3, 2]]}
+    mcmc = MCMC(kernel(potential_fn=potential), 500, 100, initial_params=start, disable_progbar=True)
+    mcmc.run()
+    assert float((mcmc.get_samples()["P"] == torch.eye(4)).flatten(1).all(-1).double().mean()) > 0.7
