@@ -132,10 +132,9 @@ class _Checked:
         self._tried = False
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        inside = any(
-            isinstance(frame, IndepMessenger) for frame in _PYRO_STACK
-        )  # plates of many particles, in candidates' way
-        if not self._tried and not inside and not torch.jit.is_tracing():
+        # A plate of many particles would be in the candidates' way.
+        inside = any(isinstance(frame, IndepMessenger) for frame in _PYRO_STACK)
+        if not self._tried and not inside and torch._C._get_tracing_state() is None:
             self._tried = True
             reason = self._trouble(args, kwargs)
             if reason is not None:
