@@ -30,7 +30,7 @@ def test_two_processes_fit_what_one_does(tmp_path):
         command = [sys.executable, *launcher, str(script)]
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=400)
         assert done.returncode == 0, done.stderr
-        return [float(value) for value in re.findall(r"rank \d noise (\S+)", done.stdout)]
+        return [float(value) for value in re.findall(r"rank \d noise ([\d.e+-]+)", done.stdout)]
 
     (one,) = noises()
     two = noises("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
