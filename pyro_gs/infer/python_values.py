@@ -28,8 +28,8 @@ _METHODS = (torch._tensor.__file__, torch.overrides.__file__)
 class PythonValues(TorchFunctionMode):
     """Follows tensors through torch's functions; a context manager.
 
-    What a function makes of tensors that are followed is followed too. What comes by way of numpy, or of a
-    ``torch.autograd.Function``, is lost.
+    What a function makes of tensors that are followed is followed too, and a tensor into which they are written. What comes by
+    way of numpy, of a ``torch.autograd.Function``, or of a view into which they are copied, is lost.
 
     Args:
         followed: tensors.
@@ -59,7 +59,8 @@ class PythonValues(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         found = func(*args, **(kwargs or {}))
         if self._followed and any(id(leaf) in self._followed for leaf in tree_leaves((args, kwargs))):
-            self._followed.update((id(leaf), leaf) for leaf in tree_leaves(found) if isinstance(leaf, Tensor))
+            made = args[0] if func is Tensor.__setitem__ else found
+            self._followed.update((id(leaf), leaf) for leaf in tree_leaves(made) if isinstance(leaf, Tensor))
             if self.read_at is None and func in _READERS:
                 frame = sys._getframe(1)
                 while frame.f_back is not None and frame.f_code.co_filename in _METHODS:

@@ -8,7 +8,16 @@ import torch
 import pyro_gs as pgs
 from pyro_gs.infer.python_values import PythonValues
 
+
+def written(P):
+    scores = torch.zeros(2)
+    scores[0] = P[0, 0]
+    return float(scores.sum())
+
+
 READERS = {
+    "written": written,
+    "added in place": lambda P: float(torch.zeros(3).add_(P[0]).sum()),
     "if": lambda P: 1 if (P == torch.eye(3)).all() else 0,
     "not": lambda P: not P[0, 0],
     "float": lambda P: float(P[0, 0]),
