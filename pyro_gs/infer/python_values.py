@@ -28,8 +28,8 @@ _METHODS = (torch._tensor.__file__, torch.overrides.__file__)
 class PythonValues(TorchFunctionMode):
     """Follows tensors through torch's functions; a context manager.
 
-    What a function makes of tensors that are followed is followed too, and a tensor into which they are written. What comes by
-    way of numpy, of a ``torch.autograd.Function``, or of a view into which they are copied, is lost.
+    What a function makes of tensors that are followed is followed too, and a tensor into which they are written. What comes
+    by way of numpy, of a ``torch.autograd.Function``, or of a view into which they are copied, is lost.
 
     Args:
         followed: tensors.
