@@ -146,7 +146,8 @@ def tightened_kl(q: _Relaxed, p: _Relaxed) -> Tensor:
             :class:`SparseGumbelSinkhorn`.
 
     Returns:
-        Tensor of the broadcast batch shape, in nats, non-negative; ``inf`` where the allowed pairs differ.
+        Tensor of the broadcast batch shape, in nats, non-negative; ``inf`` where the allowed pairs differ, or where it is
+        larger than the dtype holds.
 
     Raises:
         TypeError: one is dense and the other sparse.
