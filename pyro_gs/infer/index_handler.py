@@ -20,7 +20,7 @@ from torch.distributions import Independent
 from pyro_gs.distributions import constraints
 from pyro_gs.distributions.permutation_law import PermutationLaw
 from pyro_gs.infer.handlers import INDEX_OF, given_values, rewrap, unwrap
-from pyro_gs.infer.log_joint import LogJoint, VectorizationWarning
+from pyro_gs.infer.log_joint import HOW_TO_BROADCAST, LogJoint, VectorizationWarning
 from pyro_gs.infer.randomness import randomness_kept
 from pyro_gs.ops.logits import warn_user
 
@@ -140,8 +140,7 @@ class _Checked:
             if reason is not None:
                 warn_user(
                     "the model does not broadcast over its permutations, so what is summed over their indices is wrong; "
-                    "write it for P of shape (..., n, n) with any dimensions to the left, as for "
-                    f"Trace_ELBO(vectorize_particles=True), or take MCMC with pyro_gs.SwapMetropolis{reason}",
+                    f"{HOW_TO_BROADCAST}, or take MCMC with pyro_gs.SwapMetropolis{reason}",
                     VectorizationWarning,
                 )
         return self._model(*args, **kwargs)

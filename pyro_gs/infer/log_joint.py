@@ -22,6 +22,11 @@ from pyro_gs.ops.logits import warn_user
 from pyro_gs.ops.matching import matching, to_index
 from pyro_gs.ops.support import find_support
 
+HOW_TO_BROADCAST = (
+    "write it for P of shape (..., n, n) with any dimensions to the left, as for Trace_ELBO(vectorize_particles=True)"
+)
+"""What messages advise where a model does not."""
+
 _CANDIDATES = "_pyro_gs_candidates"
 _TRIALS = 8  # candidates on which broadcasting is tried out
 
@@ -174,8 +179,7 @@ class LogJoint:
         if reason is not None:
             warn_user(
                 "the model does not broadcast over candidate permutations, so they are scored one after the other, which is "
-                "slower; write it for P of shape (..., n, n) with any dimensions to the left, as for "
-                f"Trace_ELBO(vectorize_particles=True), or tell a kernel that this is meant, vectorize=False{reason}",
+                f"slower; {HOW_TO_BROADCAST}, or tell a kernel that this is meant, vectorize=False{reason}",
                 VectorizationWarning,
             )
         self.vectorize = reason is None if vectorize is None else vectorize
@@ -259,11 +263,8 @@ class LogJoint:
         count = next(k for k in range(least, least + len(taken) + 1) if k > 1 and k not in taken)
         draws = distinct_candidates(self.sites, self.start, count)
         others = {name: node["value"] for name, node in self.others.items()}
-        with PythonValues(draws[0].values()) as values:
-            first = self._run(draws[0], others, None, None)
-        alone = torch.cat(
-            [terms.total for terms in (first, *(self._run(draw, others, None, None) for draw in draws[1:]))], 1
-        )
+        with PythonValues(value for draw in draws for value in draw.values()) as values:
+            alone = torch.cat([self._run(draw, others, None, None).total for draw in draws], 1)
         shapes = {name: shape[1:] for name, shape in self._shapes.items()}
         if values.read_at is not None:
             # whatever it decides by is the same for all candidates of a run, even where these few score alike
@@ -507,9 +508,8 @@ class PotentialJoint:
 
     def _broadcasts(self) -> bool:
         draws = distinct_candidates(self.sites, self.start, 2)
-        with PythonValues(draws[0].values()) as values:
-            first = self._call(draws[0])
-        alone = torch.cat([first, *(self._call(draw) for draw in draws[1:])])
+        with PythonValues(value for draw in draws for value in draw.values()) as values:
+            alone = torch.cat([self._call(draw) for draw in draws])
         if values.read_at is not None:  # see LogJoint
             return False
         try:
